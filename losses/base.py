@@ -1,0 +1,277 @@
+"""The contract of a loss, and the one place where a gradient mode is applied.
+
+A loss is a frozen dataclass with `value` and, where it has one, a `gradient` of its own:
+
+    @dataclasses.dataclass(frozen=True)
+    class HalfSquare(Loss):
+        scale: float = 1.0
+
+        def value(self, y_true, y_pred):  # [batch]
+            return self.scale * tf.reduce_mean(tf.square(y_pred - y_true) / 2, axis=-1)
+
+        def gradient(self, y_true, y_pred):  # d value / d y_pred, shaped as y_pred: [batch, dim]
+            return self.scale * (y_pred - y_true) / y_pred.shape[-1]
+
+`per_example` evaluates it in a gradient mode: "auto" (the tape through `value`) or "analytic" (the loss's own gradient, by
+`tf.custom_gradient`). It multiplies by the incoming `dy`, masks, casts, and refuses what `tf.custom_gradient` would let slip.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+Tensors = Any  # a tensor, or a dict of tensors
+
+MODES = ("auto", "analytic")
+CONTRACTS = ("exact", "sub", "surrogate")
+TARGETS = ("real", "binary", "counts", "classes", "class_weights", "series", "none")
+
+
+class LossError(ValueError):
+    """A loss, or what was given to it, breaks the contract; the message says which, where, and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss with, optionally, a gradient of its own.
+
+    Give `value` and either `gradient` or `value_and_vjp` (or neither: then only the mode "auto" is there). Inputs arrive in
+    float32 or float64 with ranks and shapes checked; masked rows arrive as zeros. Hyperparameters are dataclass fields,
+    checked in `__post_init__` with `ValueError`.
+    """
+
+    # exact: `gradient` is the derivative of `value`. sub: a stated subgradient at kinks. surrogate: the derivative of
+    # `surrogate`, deliberately not of `value`.
+    contract: ClassVar[str] = "exact"
+    # auto: differentiating the gradient's code gives the right second derivative. refuse: asking raises LossError.
+    second_order: ClassVar[str] = "auto"
+    # Whether TensorFlow can differentiate `value`; without it there is no mode "auto".
+    differentiable: ClassVar[bool] = True
+    # Whether XLA can compile it (code that runs on the host can't be).
+    xla: ClassVar[bool] = True
+    # Whether the examples of a batch depend on each other; then `value`, `gradient` and `value_and_vjp` get `mask` as a keyword.
+    coupled: ClassVar[bool] = False
+    # Entries of a y_pred dict that belong to the whole batch and have no batch axis, such as an output layer's kernel.
+    shared: ClassVar[tuple[str, ...]] = ()
+    # Kinds of target that it can learn from, out of TARGETS.
+    targets: ClassVar[tuple[str, ...]] = ("real",)
+    # Magnitudes of y_pred and y_true that it answers for.
+    magnitudes: ClassVar[tuple[float, float]] = (1e-6, 1e6)
+    # The formula that people write, `usual(y_true, y_pred) -> [batch]`, for comparison only.
+    usual: ClassVar[Callable[..., tf.Tensor] | None] = None
+    # The value of one example in mpmath, `reference(y_true, y_pred) -> mpf` from nested lists of mpf.
+    reference: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def name(self) -> str:
+        """The name users type: that of the module for a shipped loss."""
+        module = type(self).__module__.rpartition(".")
+        return module[2] if module[0].split(".")[0] == "losses" else type(self).__name__
+
+    @property
+    def outputs_per_target(self) -> int:
+        """Model outputs for each target value."""
+        return 1
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The gradient modes that it has."""
+        overrides = {
+            "auto": self.differentiable,
+            "analytic": type(self).gradient is not Loss.gradient or type(self).value_and_vjp is not Loss.value_and_vjp,
+        }
+        return tuple(mode for mode in MODES if overrides[mode])
+
+    def value(self, y_true: Tensors, y_pred: Tensors) -> tf.Tensor:
+        """The loss of every example, `[batch]`."""
+        raise LossError(f"loss {self.name} has no value: define value(self, y_true, y_pred) -> [batch]")
+
+    def gradient(self, y_true: Tensors, y_pred: Tensors) -> Tensors:
+        """The derivative of every example's value by `y_pred`, structured and shaped as `y_pred`; `dy` is not its business."""
+        raise LossError(f"loss {self.name} has no gradient of its own; gradient=auto uses the tape")
+
+    def value_and_vjp(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], Tensors]]:
+        """`(value, vjp)`, for a backward pass that reuses forward work; `vjp(dy)` with `dy` [batch] is structured as `y_pred`."""
+
+        def vjp(dy: tf.Tensor) -> Tensors:
+            gradient = self.gradient(y_true, y_pred, **mask)
+            self._check_gradient(gradient, y_pred)
+            # multiply_no_nan: an example of zero weight stays zero where its gradient overflowed.
+            return tf.nest.map_structure(lambda g: tf.math.multiply_no_nan(g, tf.reshape(dy, [-1] + [1] * (g.shape.rank - 1))), gradient)
+
+        return self.value(y_true, y_pred, **mask), vjp
+
+    def surrogate(self, y_true: Tensors, y_pred: Tensors, at: Tensors) -> tf.Tensor:
+        """For the contract "surrogate": the function, `[batch]`, whose derivative by `y_pred` at `y_pred = at` is `gradient`."""
+        raise LossError(f"loss {self.name} declares the contract surrogate: define surrogate(self, y_true, y_pred, at) -> [batch]")
+
+    def point(self, y_pred: Tensors) -> tf.Tensor:
+        """The point prediction, in the targets' units, that evaluation compares with the targets."""
+        return y_pred
+
+    def check_shapes(self, y_true: Tensors, y_pred: Tensors) -> None:
+        """Refuses targets and predictions whose shapes don't belong together; raises LossError with both.
+
+        The default serves `[batch, ..., dim]` against `[batch, ..., outputs_per_target * dim]`, class indices `[batch, ...]` and
+        class weights `[batch, ..., classes]` against logits `[batch, ..., classes]`.
+        """
+        if isinstance(y_true, dict) or isinstance(y_pred, dict) or y_true is None:
+            raise LossError(f"loss {self.name} takes one tensor of targets and one of predictions")
+        expected = y_pred.shape
+        if "classes" in self.targets and y_true.dtype.is_integer:
+            expected = expected[:-1]
+        elif "classes" in self.targets and "class_weights" not in self.targets:
+            raise LossError(f"loss {self.name} takes integer class indices as y_true; found {y_true.dtype.name}")
+        elif self.outputs_per_target != 1 and expected.rank is not None and expected[-1] is not None:
+            if expected[-1] % self.outputs_per_target:
+                raise LossError(
+                    f"loss {self.name} takes {self.outputs_per_target} outputs per target; y_pred's last axis, {expected[-1]}, "
+                    "is no multiple of that"
+                )
+            expected = expected[:-1] + [expected[-1] // self.outputs_per_target]
+        if not y_true.shape.is_compatible_with(expected):
+            hint = "; reshape y_true, for example y_true[:, None]" if y_true.shape.rank != expected.rank else ""
+            raise LossError(
+                f"loss {self.name}: y_true of shape {tuple(y_true.shape)} does not fit y_pred of shape {tuple(y_pred.shape)}: "
+                f"expected y_true of shape {tuple(expected)}{hint}"
+            )
+
+    def _check_value(self, value: tf.Tensor, y_pred: Tensors) -> None:
+        batch = next(p.shape[:1] for key, p in _entries(y_pred) if key not in self.shared)
+        if value.shape.rank is not None and not value.shape.is_compatible_with(batch):
+            raise LossError(
+                f"loss {self.name}: value must give one number per example, shape {tuple(batch)}; found {tuple(value.shape)}. "
+                "Average over the other axes, for example tf.reduce_mean(..., axis=-1), and leave the batch to the framework"
+            )
+
+    def _check_gradient(self, gradient: Tensors, y_pred: Tensors) -> None:
+        """Refuses a gradient whose structure, shape or dtype is not that of y_pred; tf.custom_gradient would accept it silently."""
+        keys, expected = zip(*_entries(y_pred), strict=True)
+        entries = dict(_entries(gradient)) if gradient is not None else {}
+        if set(entries) != set(keys):
+            found = "None" if gradient is None else f"entries {sorted(map(str, entries))}" if isinstance(gradient, dict) else "one tensor"
+            wanted = f"entries {sorted(map(str, keys))}" if isinstance(y_pred, dict) else "one tensor"
+            raise LossError(f"loss {self.name}: the gradient must be structured as y_pred, {wanted}; found {found}")
+        for key, p in zip(keys, expected, strict=True):
+            g, where = entries[key], f" of {key}" if key is not None else ""
+            if g is None:
+                raise LossError(f"loss {self.name}: the gradient{where} is None; expected a tensor of shape {tuple(p.shape)}")
+            g = tf.convert_to_tensor(g)
+            if g.dtype != p.dtype or not g.shape.is_compatible_with(p.shape):
+                raise LossError(
+                    f"loss {self.name}: the gradient{where} must have shape {tuple(p.shape)} and dtype {p.dtype.name}, as y_pred; "
+                    f"found shape {tuple(g.shape)} and dtype {g.dtype.name}"
+                )
+
+    def _refuse_second_order(self, gradient: tf.Tensor) -> tf.Tensor:
+        @tf.custom_gradient
+        def identity(g: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            def second(_: tf.Tensor) -> tf.Tensor:
+                raise LossError(f"loss {self.name} has no second derivative in gradient=analytic; gradient=auto may have one")
+
+            return tf.identity(g), second
+
+        return identity(gradient)
+
+
+def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """The loss of every example in a gradient mode.
+
+    Args:
+        loss: the loss.
+        mode: "auto" (the tape through `loss.value`) or "analytic" (the loss's own gradient).
+        y_true: targets; integers become floats unless the loss takes class indices. No gradient flows into them in either mode.
+        y_pred: predictions, floating point. Half precision is computed in float32; the gradient comes back in half precision.
+        mask: bool [batch]; examples where it is False have value 0 and gradient 0, whatever they hold, NaN included.
+
+    Returns:
+        [batch], in the dtype of y_pred, float32 for half precision.
+
+    Raises:
+        LossError: the loss lacks the mode, shapes or dtypes don't fit, or the loss's value or gradient breaks the contract.
+    """
+    if mode not in loss.modes:
+        have = " and ".join(loss.modes) or "none"
+        raise LossError(f"loss {loss.name} has no gradient mode {mode!r}: it has {have}")
+    y_pred = tf.nest.map_structure(tf.convert_to_tensor, y_pred)
+    y_true = tf.nest.map_structure(tf.convert_to_tensor, y_true) if y_true is not None else None
+    for _, p in _entries(y_pred):
+        if not p.dtype.is_floating:
+            raise LossError(f"loss {loss.name}: y_pred must be floating point; found {p.dtype.name}")
+    compute = tf.float64 if any(p.dtype == tf.float64 for _, p in _entries(y_pred)) else tf.float32
+    y_pred = tf.nest.map_structure(lambda p: tf.cast(p, compute), y_pred)
+    if y_true is not None:
+        y_true = tf.nest.map_structure(lambda y: tf.stop_gradient(_cast_target(loss, y, compute)), y_true)
+    loss.check_shapes(y_true, y_pred)
+    if mask is not None:
+        # Masking the inputs too: a NaN that only the value is masked for would still reach the gradient as 0 * NaN.
+        y_true = tf.nest.map_structure(lambda y: _masked(mask, y), y_true) if y_true is not None else None
+        y_pred = _map_entries(lambda key, p: p if key in loss.shared else _masked(mask, p), y_pred)
+    # Forward-mode differentiation ignores a custom gradient that is not inside a tf.function.
+    evaluate = _evaluate_in_graph if tf.executing_eagerly() else _evaluate
+    value = evaluate(loss, mode, y_true, y_pred, mask if loss.coupled else None)
+    return value if mask is None else _masked(mask, value)
+
+
+def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
+    keyword = {} if mask is None else {"mask": mask}
+    if mode == "auto":
+        value = tf.convert_to_tensor(loss.value(y_true, y_pred, **keyword))
+        loss._check_value(value, y_pred)
+        return value
+
+    @tf.custom_gradient
+    def analytic(*flat: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        inputs = tf.nest.pack_sequence_as(y_pred, flat)
+        value, vjp = loss.value_and_vjp(y_true, inputs, **keyword)
+        value = tf.convert_to_tensor(value)
+        loss._check_value(value, inputs)
+
+        def grad(dy: tf.Tensor) -> list[tf.Tensor]:
+            gradient = vjp(dy)
+            loss._check_gradient(gradient, inputs)
+            if loss.second_order == "refuse":
+                gradient = tf.nest.map_structure(loss._refuse_second_order, gradient)
+            return tf.nest.flatten(gradient)
+
+        return value, grad
+
+    try:
+        return analytic(*tf.nest.flatten(y_pred))
+    except TypeError as error:
+        if "'variables'" not in str(error):
+            raise
+        raise LossError(
+            f"loss {loss.name} uses a trainable variable inside: pass weights in as entries of y_pred, so that they get a gradient"
+        ) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _graph(loss: Loss, mode: str) -> Callable:
+    return tf.function(functools.partial(_evaluate, loss, mode), reduce_retracing=True, autograph=False)
+
+
+def _evaluate_in_graph(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
+    return _graph(loss, mode)(y_true, y_pred, mask)
+
+
+def _entries(tensors: Tensors) -> list[tuple[str | None, tf.Tensor]]:
+    return sorted(tensors.items()) if isinstance(tensors, dict) else [(None, tensors)]
+
+
+def _map_entries(function: Callable, tensors: Tensors) -> Tensors:
+    if isinstance(tensors, dict):
+        return {key: function(key, tensor) for key, tensor in tensors.items()}
+    return function(None, tensors)
+
+
+def _cast_target(loss: Loss, y_true: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+    keeps_integers = y_true.dtype.is_integer and ("classes" in loss.targets or "series" in loss.targets)
+    return y_true if keeps_integers else tf.cast(y_true, compute)
+
+
+def _masked(mask: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.reshape(mask, [-1] + [1] * (tensor.shape.rank - 1)), tensor, tf.zeros_like(tensor))

@@ -1,0 +1,112 @@
+"""The configuration's keys with their types, defaults and limits. Imports no TensorFlow.
+
+Groups whose keys depend on what is chosen (model, loss, optimizer, schedule, and the source in data) are open here: their keys
+are those of the chosen YAML file.
+"""
+
+import dataclasses
+from typing import Any
+
+
+def limited(default: Any, *, minimum: float | None = None, above: float | None = None, below: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field whose value, unless None, must be >= minimum, > above, < below, or one of choices."""
+    limits = {"minimum": minimum, "above": above, "below": below, "choices": choices or None}
+    return dataclasses.field(default=default, metadata={key: limit for key, limit in limits.items() if limit is not None})
+
+
+@dataclasses.dataclass
+class Data:
+    """The keys that every data source shares; a source adds its own."""
+
+    batch_size: int = limited(32, minimum=1)  # examples in one update, over all replicas
+    eval_fraction: float = limited(0.2, above=0, below=1)  # share of the examples kept for evaluation
+    split_seed: int = limited(0, minimum=0)  # of the train/evaluation split alone, so that a sweep over seed compares like with like
+    standardize: bool = True  # features to mean 0, standard deviation 1 of the training part; real targets likewise
+    sample_weight: str | None = None  # a column of the source that weighs its examples
+    class_weight: str | None = limited(None, choices=("balanced",))  # weigh every class by the inverse of its frequency
+
+
+@dataclasses.dataclass
+class Gradient:
+    """Which derivative of the loss trains the model."""
+
+    mode: str = limited("analytic", choices=("auto", "analytic"))
+    verify_at_start: bool = True  # analytic mode: prove the gradient on the first real batch before the first update
+
+
+@dataclasses.dataclass
+class EarlyStopping:
+    """Stop when an evaluation metric no longer improves."""
+
+    patience: int = limited(0, minimum=0)  # evaluations without improvement before stopping; 0: never stop early
+    min_delta: float = limited(0.0, minimum=0)  # a smaller change than this is no improvement
+
+
+@dataclasses.dataclass
+class Trainer:
+    """The loop."""
+
+    steps: int | None = limited(None, minimum=1)  # updates; this or epochs
+    epochs: float | None = limited(30, above=0)  # passes over the training part: ceil(epochs * n / batch_size) updates
+    log_every: int = limited(1, minimum=1)  # steps
+    eval_every: int = limited(250, minimum=0)  # steps; 0: never
+    clip_norm: float | None = limited(None, above=0)  # of the global gradient, after the reduction over replicas
+    compile: str = limited("auto", choices=("auto", "graph", "chunk"))  # chunk: K steps in one XLA program
+    steps_per_call: int = limited(100, minimum=1)  # K, steps that run on the device between two visits of the host
+    on_nonfinite: str = limited("stop", choices=("stop", "skip"))  # what to do with a step whose loss or gradient is not finite
+    ema_decay: float | None = limited(None, above=0, below=1)  # evaluate an exponential moving average of the weights
+    early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
+
+
+@dataclasses.dataclass
+class Strategy:
+    """Where replicas run."""
+
+    name: str = limited("auto", choices=("auto", "mirrored", "cpu_sim", "one_device"))
+    num_devices: int | None = limited(None, minimum=1)  # None: all there are
+    device: str | None = None  # one_device: its name, such as GPU:1
+
+
+@dataclasses.dataclass
+class Precision:
+    """The dtype that layers compute in; losses and norms are float32 at least."""
+
+    policy: str = limited("float32", choices=("float32", "mixed_bfloat16"))
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What is kept for resuming."""
+
+    every: int = limited(500, minimum=0)  # steps; 0: at the end only
+    keep: int = limited(2, minimum=1)  # newest checkpoints kept beside the best
+    monitor: str = "eval/loss"  # the metric that decides which is best
+    goal: str = limited("min", choices=("min", "max"))  # whether smaller or larger is better
+
+
+@dataclasses.dataclass
+class Logging:
+    """What is written besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    per_variable: bool = True  # the gradient norm of every variable, grad_norm/<path>
+
+
+@dataclasses.dataclass
+class Config:
+    """The whole configuration."""
+
+    seed: int = limited(0, minimum=0)  # of weights, order of the data, and layers' randomness
+    resume: str = "auto"  # auto, never, must, or the path of a run directory
+    trust: list[str] = dataclasses.field(default_factory=list)  # packages whose _target_ may be built; command line only
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gradient: Gradient = dataclasses.field(default_factory=Gradient)
+    trainer: Trainer = dataclasses.field(default_factory=Trainer)
+    strategy: Strategy = dataclasses.field(default_factory=Strategy)
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    logging: Logging = dataclasses.field(default_factory=Logging)
