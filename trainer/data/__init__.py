@@ -1,0 +1,1 @@
+"""Data sources, and how their examples are split, standardized and ordered."""
