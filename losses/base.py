@@ -62,7 +62,7 @@ class Loss:
     magnitudes: ClassVar[tuple[float, float]] = (1e-6, 1e6)
     # The formula that people write, `usual(y_true, y_pred) -> [batch]`, for comparison only.
     usual: ClassVar[Callable[..., tf.Tensor] | None] = None
-    # The value of one example in mpmath, `reference(y_true, y_pred) -> mpf` from nested lists of mpf.
+    # The value of one example in mpmath, `reference(y_true, y_pred) -> mpf` from lists of mpf (classes are ints).
     reference: ClassVar[Callable[..., Any] | None] = None
 
     @property
@@ -97,8 +97,7 @@ class Loss:
         """`(value, vjp)`, for a backward pass that reuses forward work; `vjp(dy)` with `dy` [batch] is structured as `y_pred`."""
 
         def vjp(dy: tf.Tensor) -> Tensors:
-            gradient = self.gradient(y_true, y_pred, **mask)
-            self._check_gradient(gradient, y_pred)
+            gradient = self._checked_gradient(self.gradient(y_true, y_pred, **mask), y_pred)
             # multiply_no_nan: an example of zero weight stays zero where its gradient overflowed.
             return tf.nest.map_structure(lambda g: tf.math.multiply_no_nan(g, tf.reshape(dy, [-1] + [1] * (g.shape.rank - 1))), gradient)
 
@@ -116,55 +115,80 @@ class Loss:
         """Refuses targets and predictions whose shapes don't belong together; raises LossError with both.
 
         The default serves `[batch, ..., dim]` against `[batch, ..., outputs_per_target * dim]`, class indices `[batch, ...]` and
-        class weights `[batch, ..., classes]` against logits `[batch, ..., classes]`.
+        class weights `[batch, ..., classes]` against logits `[batch, ..., classes]`. What static shapes leave open it checks at run time.
         """
         if isinstance(y_true, dict) or isinstance(y_pred, dict) or y_true is None:
             raise LossError(f"loss {self.name} takes one tensor of targets and one of predictions")
-        expected = y_pred.shape
-        if "classes" in self.targets and y_true.dtype.is_integer:
-            expected = expected[:-1]
-        elif "classes" in self.targets and "class_weights" not in self.targets:
+        if "classes" in self.targets and "class_weights" not in self.targets and not y_true.dtype.is_integer:
             raise LossError(f"loss {self.name} takes integer class indices as y_true; found {y_true.dtype.name}")
-        elif self.outputs_per_target != 1 and expected.rank is not None and expected[-1] is not None:
-            if expected[-1] % self.outputs_per_target:
-                raise LossError(
-                    f"loss {self.name} takes {self.outputs_per_target} outputs per target; y_pred's last axis, {expected[-1]}, "
-                    "is no multiple of that"
-                )
-            expected = expected[:-1] + [expected[-1] // self.outputs_per_target]
+        dim = y_pred.shape[-1] if y_pred.shape.rank else None
+        if dim is not None and dim % self.outputs_per_target:
+            raise LossError(
+                f"loss {self.name} takes {self.outputs_per_target} outputs per target; y_pred's last axis, {dim}, is no multiple of that"
+            )
+        expected = self._target_like(y_true, y_pred).shape
         if not y_true.shape.is_compatible_with(expected):
-            hint = "; reshape y_true, for example y_true[:, None]" if y_true.shape.rank != expected.rank else ""
+            if y_true.shape.rank == expected.rank:
+                hint = ""
+            elif "classes" in self.targets:
+                hint = "; class indices are integers without an axis for the classes, class weights are floats with one"
+            else:
+                hint = "; reshape y_true, for example y_true[:, None]"
             raise LossError(
                 f"loss {self.name}: y_true of shape {tuple(y_true.shape)} does not fit y_pred of shape {tuple(y_pred.shape)}: "
                 f"expected y_true of shape {tuple(expected)}{hint}"
             )
 
-    def _check_value(self, value: tf.Tensor, y_pred: Tensors) -> None:
-        batch = next(p.shape[:1] for key, p in _entries(y_pred) if key not in self.shared)
-        if value.shape.rank is not None and not value.shape.is_compatible_with(batch):
+    def require(self, key: str, limit: str, holds: Callable[[Any], bool]) -> None:
+        """For `__post_init__`: raises ValueError naming loss, hyperparameter, value and limit unless `holds(value)`."""
+        value = getattr(self, key)
+        try:
+            fine = holds(value)
+        except TypeError:
+            fine = False
+        if not fine:
+            raise ValueError(f"loss {self.name}: {key} must be {limit}; found {value!r}")
+
+    def _target_like(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """A tensor of the shape that y_true must have."""
+        if "classes" in self.targets and y_true.dtype.is_integer:
+            return y_pred[..., 0]
+        return y_pred if self.outputs_per_target == 1 else y_pred[..., :: self.outputs_per_target]
+
+    def _checked_value(self, value: Any, y_pred: Tensors) -> tf.Tensor:
+        """The value as a tensor; refused unless it is one number per example."""
+        first = next(p for key, p in _entries(y_pred) if key not in self.shared)
+        value = tf.convert_to_tensor(value)
+        if value.dtype != first.dtype:
+            raise LossError(f"loss {self.name}: value must be {first.dtype.name}, as y_pred; found {value.dtype.name}")
+        if not value.shape.is_compatible_with(first.shape[:1]):
             raise LossError(
-                f"loss {self.name}: value must give one number per example, shape {tuple(batch)}; found {tuple(value.shape)}. "
+                f"loss {self.name}: value must give one number per example, shape {tuple(first.shape[:1])}; found {tuple(value.shape)}. "
                 "Average over the other axes, for example tf.reduce_mean(..., axis=-1), and leave the batch to the framework"
             )
+        return _pinned(value, first.shape[:1], lambda: tf.shape(first)[:1])
 
-    def _check_gradient(self, gradient: Tensors, y_pred: Tensors) -> None:
-        """Refuses a gradient whose structure, shape or dtype is not that of y_pred; tf.custom_gradient would accept it silently."""
-        keys, expected = zip(*_entries(y_pred), strict=True)
-        entries = dict(_entries(gradient)) if gradient is not None else {}
-        if set(entries) != set(keys):
-            found = "None" if gradient is None else f"entries {sorted(map(str, entries))}" if isinstance(gradient, dict) else "one tensor"
-            wanted = f"entries {sorted(map(str, keys))}" if isinstance(y_pred, dict) else "one tensor"
-            raise LossError(f"loss {self.name}: the gradient must be structured as y_pred, {wanted}; found {found}")
-        for key, p in zip(keys, expected, strict=True):
-            g, where = entries[key], f" of {key}" if key is not None else ""
-            if g is None:
+    def _checked_gradient(self, gradient: Tensors, y_pred: Tensors) -> Tensors:
+        """The gradient as tensors; refused unless structured, shaped and typed as y_pred: tf.custom_gradient would take it."""
+        wanted, found = dict(_entries(y_pred)), {} if gradient is None else dict(_entries(gradient))
+        if set(found) != set(wanted):
+            name = "None" if gradient is None else f"entries {sorted(map(str, found))}" if isinstance(gradient, dict) else "one tensor"
+            expected = f"entries {sorted(map(str, wanted))}" if isinstance(y_pred, dict) else "one tensor"
+            raise LossError(f"loss {self.name}: the gradient must be structured as y_pred, {expected}; found {name}")
+
+        def checked(key: str | None, p: tf.Tensor) -> tf.Tensor:
+            where = f" of {key}" if key is not None else ""
+            if found[key] is None:
                 raise LossError(f"loss {self.name}: the gradient{where} is None; expected a tensor of shape {tuple(p.shape)}")
-            g = tf.convert_to_tensor(g)
+            g = tf.convert_to_tensor(found[key])
             if g.dtype != p.dtype or not g.shape.is_compatible_with(p.shape):
                 raise LossError(
                     f"loss {self.name}: the gradient{where} must have shape {tuple(p.shape)} and dtype {p.dtype.name}, as y_pred; "
                     f"found shape {tuple(g.shape)} and dtype {g.dtype.name}"
                 )
+            return _pinned(g, p.shape, lambda: tf.shape(p))
+
+        return _map_entries(checked, y_pred)
 
     def _refuse_second_order(self, gradient: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
@@ -198,15 +222,30 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
         raise LossError(f"loss {loss.name} has no gradient mode {mode!r}: it has {have}")
     y_pred = tf.nest.map_structure(tf.convert_to_tensor, y_pred)
     y_true = tf.nest.map_structure(tf.convert_to_tensor, y_true) if y_true is not None else None
-    for _, p in _entries(y_pred):
+    for key, p in _entries(y_pred):
+        where = f" {key}" if key is not None else ""
         if not p.dtype.is_floating:
-            raise LossError(f"loss {loss.name}: y_pred must be floating point; found {p.dtype.name}")
+            raise LossError(f"loss {loss.name}: y_pred{where} must be floating point; found {p.dtype.name}")
+        if not p.shape.rank:
+            raise LossError(
+                f"loss {loss.name}: y_pred{where} must have a batch axis and a known rank; found shape {p.shape}. "
+                "In a graph, tf.ensure_shape(y_pred, [None, 10]) tells it"
+            )
     compute = tf.float64 if any(p.dtype == tf.float64 for _, p in _entries(y_pred)) else tf.float32
     y_pred = tf.nest.map_structure(lambda p: tf.cast(p, compute), y_pred)
+    first = next(p for key, p in _entries(y_pred) if key not in loss.shared)
     if y_true is not None:
         y_true = tf.nest.map_structure(lambda y: tf.stop_gradient(_cast_target(loss, y, compute)), y_true)
     loss.check_shapes(y_true, y_pred)
+    if y_true is not None:
+        y_true = _pinned_target(loss, y_true, y_pred, first)
     if mask is not None:
+        mask = tf.convert_to_tensor(mask)
+        if mask.dtype != tf.bool or not mask.shape.is_compatible_with(first.shape[:1]):
+            raise LossError(
+                f"loss {loss.name}: mask must be bool of shape {tuple(first.shape[:1])}; found {mask.dtype.name} of {tuple(mask.shape)}"
+            )
+        mask = _pinned(mask, first.shape[:1], lambda: tf.shape(first)[:1])
         # Masking the inputs too: a NaN that only the value is masked for would still reach the gradient as 0 * NaN.
         y_true = tf.nest.map_structure(lambda y: _masked(mask, y), y_true) if y_true is not None else None
         y_pred = _map_entries(lambda key, p: p if key in loss.shared else _masked(mask, p), y_pred)
@@ -219,25 +258,20 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
 def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
     keyword = {} if mask is None else {"mask": mask}
     if mode == "auto":
-        value = tf.convert_to_tensor(loss.value(y_true, y_pred, **keyword))
-        loss._check_value(value, y_pred)
-        return value
+        return loss._checked_value(loss.value(y_true, y_pred, **keyword), y_pred)
 
     @tf.custom_gradient
     def analytic(*flat: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         inputs = tf.nest.pack_sequence_as(y_pred, flat)
         value, vjp = loss.value_and_vjp(y_true, inputs, **keyword)
-        value = tf.convert_to_tensor(value)
-        loss._check_value(value, inputs)
 
         def grad(dy: tf.Tensor) -> list[tf.Tensor]:
-            gradient = vjp(dy)
-            loss._check_gradient(gradient, inputs)
+            gradient = loss._checked_gradient(vjp(dy), inputs)
             if loss.second_order == "refuse":
                 gradient = tf.nest.map_structure(loss._refuse_second_order, gradient)
             return tf.nest.flatten(gradient)
 
-        return value, grad
+        return loss._checked_value(value, inputs), grad
 
     try:
         return analytic(*tf.nest.flatten(y_pred))
@@ -250,12 +284,18 @@ def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.
 
 
 @functools.lru_cache(maxsize=256)
-def _graph(loss: Loss, mode: str) -> Callable:
+def _graph(loss: Loss, mode: str, dims: tuple) -> Callable:
+    # One function for each `dims`: reduce_retracing may then make no axis unknown but the batch.
     return tf.function(functools.partial(_evaluate, loss, mode), reduce_retracing=True, autograph=False)
 
 
 def _evaluate_in_graph(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
-    return _graph(loss, mode)(y_true, y_pred, mask)
+    dims = tuple(tuple(t.shape) if key in loss.shared else tuple(t.shape[1:]) for key, t in _entries(y_pred))
+    try:
+        graph = _graph(loss, mode, dims)
+    except TypeError as error:
+        raise LossError(f"loss {loss.name}: hyperparameters must be hashable, a tuple instead of a list: {error}") from error
+    return graph(y_true, y_pred, mask)
 
 
 def _entries(tensors: Tensors) -> list[tuple[str | None, tf.Tensor]]:
@@ -274,4 +314,28 @@ def _cast_target(loss: Loss, y_true: tf.Tensor, compute: tf.DType) -> tf.Tensor:
 
 
 def _masked(mask: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
-    return tf.where(tf.reshape(mask, [-1] + [1] * (tensor.shape.rank - 1)), tensor, tf.zeros_like(tensor))
+    ones = [1] * (tensor.shape.rank - 1) if tensor.shape.rank is not None else tf.ones([tf.rank(tensor) - 1], tf.int32)
+    return tf.where(tf.reshape(mask, tf.concat([[-1], ones], axis=0)), tensor, tf.zeros_like(tensor))
+
+
+def _pinned_target(loss: Loss, y_true: Tensors, y_pred: Tensors, first: tf.Tensor) -> Tensors:
+    if type(loss).check_shapes is Loss.check_shapes:
+        like = loss._target_like(y_true, y_pred)
+        return _pinned(y_true, like.shape, lambda: tf.shape(like))
+
+    def pinned(y: tf.Tensor) -> tf.Tensor:  # a loss with shapes of its own: only the batch is known to agree
+        if not y.shape[:1].is_compatible_with(first.shape[:1]):
+            raise LossError(f"loss {loss.name}: y_true of shape {tuple(y.shape)} has not the batch size of y_pred, {first.shape[0]}")
+        return _pinned(y, first.shape[:1].concatenate(y.shape[1:]), lambda: tf.concat([tf.shape(first)[:1], tf.shape(y)[1:]], axis=0))
+
+    return tf.nest.map_structure(pinned, y_true)
+
+
+def _pinned(tensor: tf.Tensor, shape: tf.TensorShape, at_run_time: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """The tensor, with an InvalidArgumentError at run time unless it has that shape; never broadcast."""
+    if tensor.shape.is_fully_defined() and shape.is_fully_defined():
+        return tensor
+    tensor, expected = tf.ensure_shape(tensor, shape), at_run_time()
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(tensor), expected, "a shape differs from y_pred's")]):
+        # XLA drops assertions, but refuses a Select (which, unlike where, does not broadcast) of different shapes.
+        return tf.raw_ops.Select(condition=False, x=tf.zeros(expected, tensor.dtype), y=tensor)
