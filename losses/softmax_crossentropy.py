@@ -1,0 +1,91 @@
+"""Softmax cross-entropy from logits."""
+
+import dataclasses
+from typing import Any
+
+import mpmath
+import tensorflow as tf
+
+from losses import features
+from losses.base import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxCrossentropy(Loss):
+    """Cross-entropy of one class out of several, or of weights over classes; p holds the logits.
+
+    value = sum_j t_j (p_a - p_j) + T log1p(sum_{j != a} e^(p_j - p_a)), a the largest logit, t the weights of the classes, T their sum
+    d/dp_j = pi_j sum_{k != j} t_k - t_j sum_{i != j} pi_i, pi = softmax(p)
+
+    A class y is the weights t_y = 1, t_j = 0 elsewhere: the gradient is pi_j for j != y, and at y minus the sum of the others. That
+    stays accurate where the usual pi_y - 1 of the fused kernel does not: it is exactly 0 from a lead of 17 on in float32.
+    Auto through this value keeps it too, and loses up to the number of classes in units of rounding at the largest logit.
+
+    Domain: finite logits, or -inf for a class that is excluded; weights >= 0. A class out of range gives NaN.
+    Shapes: p [batch, ..., classes]; y integers [batch, ...], or weights [batch, ..., classes]. Axes between are averaged over.
+
+    Args:
+        label_smoothing: share of the weight that is spread evenly over all classes, a fraction in [0, 1).
+
+    Kinks: none.
+    Reference: J. S. Bridle (1990), doi:10.1007/978-3-642-76153-9_28; label smoothing: C. Szegedy et al. (2016), doi:10.1109/CVPR.2016.308.
+    """
+
+    label_smoothing: float = 0.0
+
+    targets = ("classes", "class_weights")
+
+    def __post_init__(self) -> None:
+        self.require("label_smoothing", "a number >= 0 and < 1", lambda share: 0 <= share < 1)
+
+    def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        t = self._weights(y_true, y_pred)
+        at_largest = _at_largest(y_pred)
+        largest = tf.reduce_sum(tf.where(at_largest, y_pred, tf.zeros_like(y_pred)), axis=-1, keepdims=True)
+        # The largest logit is left out of both sums: its terms, 0 and 1, are known exactly, and so are their derivatives.
+        lead = tf.where(at_largest, tf.zeros_like(y_pred), largest - y_pred)
+        others = tf.reduce_sum(tf.where(at_largest, tf.zeros_like(y_pred), tf.exp(-lead)), axis=-1)
+        # multiply_no_nan: an excluded class, inf behind, has no part where its weight is 0.
+        return features.mean(tf.reduce_sum(tf.math.multiply_no_nan(lead, t), axis=-1) + tf.reduce_sum(t, axis=-1) * tf.math.log1p(others))
+
+    def gradient(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        t = self._weights(y_true, y_pred)
+        powers = tf.exp(y_pred - tf.reduce_max(y_pred, axis=-1, keepdims=True))
+        pi = powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
+        # T pi_j - t_j = pi_j sum_{k != j} t_k - t_j sum_{i != j} pi_i: for a class, no difference of nearly equal numbers.
+        slopes = pi * _sum_of_others(t) - t * _sum_of_others(pi)
+        leading = features.mean_gradient(tf.ones_like(slopes[..., 0]))  # 1 / number of positions that are averaged over
+        return slopes * leading[..., tf.newaxis]
+
+    def usual(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return features.mean(tf.nn.softmax_cross_entropy_with_logits(self._weights(y_true, y_pred), y_pred))
+
+    def reference(self, y_true: Any, y_pred: list) -> Any:
+        num_classes = len(y_pred)
+        weights = list(y_true) if isinstance(y_true, list) else [mpmath.mpf(int(j == int(y_true))) for j in range(num_classes)]
+        total, smoothing = sum(weights), mpmath.mpf(self.label_smoothing)
+        weights = [(1 - smoothing) * t + smoothing * total / num_classes for t in weights]
+        log_sum = mpmath.log(sum(mpmath.exp(p) for p in y_pred))
+        return sum(t * (log_sum - p) for t, p in zip(weights, y_pred, strict=True) if t)
+
+    def _weights(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        t = y_true
+        if y_true.dtype.is_integer:
+            is_class = tf.cast(y_true, tf.int64)[..., tf.newaxis] == tf.range(tf.shape(y_pred, tf.int64)[-1])  # [batch, ..., classes]
+            t = tf.where(tf.reduce_any(is_class, axis=-1, keepdims=True), tf.cast(is_class, y_pred.dtype), float("nan"))
+        if self.label_smoothing:
+            t = (1 - self.label_smoothing) * t + self.label_smoothing * tf.reduce_mean(t, axis=-1, keepdims=True)
+        return t
+
+
+def _at_largest(x: tf.Tensor) -> tf.Tensor:
+    """True at the largest entry of the last axis, the first of equal ones."""
+    return tf.argmax(x, axis=-1)[..., tf.newaxis] == tf.range(tf.shape(x, tf.int64)[-1])
+
+
+def _sum_of_others(x: tf.Tensor) -> tf.Tensor:
+    """Of every entry >= 0 on the last axis the sum of the others, without cancellation: only the largest can exceed half the total."""
+    largest = _at_largest(x)
+    total = tf.reduce_sum(x, axis=-1, keepdims=True)
+    without_largest = tf.reduce_sum(tf.where(largest, tf.zeros_like(x), x), axis=-1, keepdims=True)
+    return tf.where(largest, without_largest, total - x)
