@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -37,27 +37,23 @@ class Examples:
     class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        features, targets = _numbers("features", self.features, np.float32), np.asarray(self.targets)
+        features = _numbers("features", self.features, np.float32)
         if features.ndim < 2:
             raise DataError(
                 f"features must have shape [n, ...], one row for each example; found {features.shape}: features[:, None] makes one column"
             )
-        targets = _numbers("targets", targets, np.float64) if self.num_classes is None else _class_indices(targets, self.num_classes)
-        if targets.ndim == 1 and self.num_classes is None:
-            targets = targets[:, None]
-        if targets.ndim > 2:
-            raise DataError(f"targets must have shape [n] or [n, dim]; found {targets.shape}")
-        weights = {name: _numbers(f"weights {name!r}", column, np.float64) for name, column in self.weights.items()}
-        for name, array in {"targets": targets, **{f"weights {name!r}": column for name, column in weights.items()}}.items():
-            if len(array) != len(features):
-                raise DataError(f"{len(features)} rows of features, but {len(array)} of {name}")
+        if self.num_classes is None:
+            targets = _numbers("targets", self.targets, np.float64)
+            targets = targets[:, None] if targets.ndim == 1 else targets
+            if targets.ndim != 2:
+                raise DataError(f"targets must have shape [n] or [n, dim]; found {targets.shape}")
+        else:
+            targets = _class_indices(np.asarray(self.targets), self.num_classes)
+        if len(targets) != len(features):
+            raise DataError(f"{len(features)} rows of features, but {len(targets)} of targets")
         if 0 in features.shape or 0 in targets.shape:
             raise DataError(f"there is no data: features of shape {features.shape}, targets of shape {targets.shape}")
-        for name, column in weights.items():
-            bad = ~(np.isfinite(column) & (column >= 0)) if column.ndim == 1 else np.array([True])
-            if bad.any():
-                row = int(bad.argmax())
-                raise DataError(f"weights {name!r} must be one finite number >= 0 for each example; row {row} (from 0) has {column[row]}")
+        weights = {name: _weights(name, column, len(features)) for name, column in self.weights.items()}
         if self.feature_names and (features.ndim != 2 or len(self.feature_names) != features.shape[1]):
             raise DataError(f"{len(self.feature_names)} feature names for features of shape {features.shape}")
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -84,8 +80,7 @@ class Examples:
         for name, array, names in (("features", self.features, self.feature_names), ("targets", self.targets, ())):
             self._refuse(~np.isfinite(array), counts, name, array, names, "is not finite: correct it, drop the row, or give it weight 0")
         if kind == "counts":
-            with np.errstate(invalid="ignore"):  # NaN in rows of weight 0
-                bad = (self.targets < 0) | (self.targets % 1 != 0)
+            bad = (self.targets < 0) | (self.targets != np.floor(self.targets))
             self._refuse(bad, counts, "targets", self.targets, (), "is no count (0, 1, 2, ...)")
 
     @staticmethod
@@ -127,8 +122,10 @@ class Source:
     is all that the order of the data needs.
     """
 
-    # What the targets are, out of KINDS; a loss says which it can learn from.
-    kind: ClassVar[str] = "real"
+    @property
+    def kind(self) -> str:
+        """What the targets are, out of KINDS; a loss says which it can learn from. A plain class attribute does."""
+        raise NotImplementedError(f"{type(self).__name__} has no kind: give it one of {', '.join(KINDS)}")
 
     def load(self) -> Examples:
         """Reads all examples; raises DataError where that can't be done."""
@@ -155,3 +152,14 @@ def _class_indices(targets: np.ndarray, num_classes: int) -> np.ndarray:
             f"targets: class {targets[row]} in row {row} (from 0) is out of range: {num_classes} classes are 0 to {num_classes - 1}"
         )
     return targets.astype(np.int32)
+
+
+def _weights(name: str, column: Any, num_examples: int) -> np.ndarray:
+    column = _numbers(f"weights {name!r}", column, np.float64)
+    if column.shape != (num_examples,):
+        raise DataError(f"weights {name!r} have shape {column.shape}; expected ({num_examples},), one for each example")
+    bad = ~(np.isfinite(column) & (column >= 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"weights {name!r} must be finite numbers >= 0; row {row} (from 0) has {column[row]}")
+    return column
