@@ -58,7 +58,7 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
     only to mean 0). An example of weight 0 takes no part, whatever it holds.
     """
     weights = _sample_weights(examples, settings.sample_weight)
-    examples.check(weights)
+    examples.check(weights, kind=kind)
     train, evaluation = _split(len(examples.features), settings.eval_fraction, settings.split_seed)
     if settings.batch_size > len(train):
         raise ConfigError(
