@@ -8,7 +8,9 @@ import dataclasses
 from typing import Any
 
 
-def limited(default: Any, *, minimum: float | None = None, above: float | None = None, below: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+def limited(
+    default: Any, *, minimum: float | None = None, above: float | None = None, below: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
     """A field whose value, unless None, must be >= minimum, > above, < below, or one of choices."""
     limits = {"minimum": minimum, "above": above, "below": below, "choices": choices or None}
     return dataclasses.field(default=default, metadata={key: limit for key, limit in limits.items() if limit is not None})
@@ -20,7 +22,9 @@ class Data:
 
     batch_size: int = limited(32, minimum=1)  # examples in one update, over all replicas
     eval_fraction: float = limited(0.2, above=0, below=1)  # share of the examples kept for evaluation
-    split_seed: int = limited(0, minimum=0)  # of the train/evaluation split alone, so that a sweep over seed compares like with like
+    split_seed: int = limited(
+        0, minimum=0, below=2**32
+    )  # of the train/evaluation split alone, so that a sweep over seed compares like with like
     standardize: bool = True  # features to mean 0, standard deviation 1 of the training part; real targets likewise
     sample_weight: str | None = None  # a column of the source that weighs its examples
     class_weight: str | None = limited(None, choices=("balanced",))  # weigh every class by the inverse of its frequency
@@ -96,7 +100,7 @@ class Logging:
 class Config:
     """The whole configuration."""
 
-    seed: int = limited(0, minimum=0)  # of weights, order of the data, and layers' randomness
+    seed: int = limited(0, minimum=0, below=2**32)  # of weights, order of the data, and layers' randomness
     resume: str = "auto"  # auto, never, must, or the path of a run directory
     trust: list[str] = dataclasses.field(default_factory=list)  # packages whose _target_ may be built; command line only
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
