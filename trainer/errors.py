@@ -1,5 +1,8 @@
 """What can go wrong for a user, each with the exit status that the command ends with."""
 
+import sys
+import traceback
+
 
 class UserError(Exception):
     """A mistake or a fault that the user can act on: the message says what is wrong, where, and what to type instead."""
@@ -29,3 +32,24 @@ class DataError(UserError):
     """Bad data: missing, not finite, of the wrong shape or kind."""
 
     exit_code = 5
+
+
+def report(error: BaseException) -> int:
+    """Says what went wrong, in the last line on stderr, and returns the exit status.
+
+    A traceback comes before it only where the error is not the user's mistake.
+    """
+    if isinstance(error, UserError):
+        line, exit_code = str(error), error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        line, exit_code = "interrupted", 130
+    else:
+        traceback.print_exception(error)
+        line, exit_code = f"{describe(error)}; nobody foresaw this: the lines above show where, please report them", 1
+    print(f"error: {'; '.join(part.strip() for part in line.splitlines() if part.strip())}", file=sys.stderr, flush=True)
+    return exit_code
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line: a user's mistake in its own words, any other with its type."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -1,0 +1,154 @@
+"""The command line: trains by default, and answers help, configuration and completion without TensorFlow."""
+
+import argparse
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from trainer import __version__
+from trainer.errors import ConfigError, report
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: this process's) and returns its exit status."""
+    try:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        command = arguments.pop(0) if arguments and re.fullmatch(r"\w[\w-]*", arguments[0]) else "train"
+        if command not in COMMANDS:
+            raise ConfigError(_unknown_command(command, arguments))
+        exit_code = COMMANDS[command](arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Trains, or prints what is asked for instead."""
+    options = _parser().parse_intermixed_args(arguments)
+    if options.version:
+        print(f"gradtrain {__version__}")
+        return 0
+    if options.config_name or options.config_path:
+        raise ConfigError(
+            "the primary configuration is always config.yaml; name a folder of your own by --config-dir DIR, and choose by experiment=NAME"
+        )
+    config_dir = Path(options.config_dir) if options.config_dir is not None else None
+    if sum(map(bool, (options.help, options.multirun, options.cfg, options.shell_completion))) > 1:
+        raise ConfigError("type one of --help, --multirun, --cfg and --shell-completion")
+    if (options.resolve or options.package) and not options.cfg:
+        raise ConfigError("--resolve and --package belong to --cfg: type for example --cfg job --resolve")
+    if options.help:
+        from trainer.config import config_dirs
+        from trainer.help import help_text
+
+        print(help_text(config_dirs(config_dir), list(COMMANDS)))
+        return 0
+    if options.cfg:
+        return _print_config(options.cfg, options.overrides, config_dir, options.package, options.resolve)
+    if options.shell_completion:
+        return _complete(options.overrides)
+    from trainer import trust
+
+    trust.check_packages()
+    if options.multirun:
+        from trainer import sweep
+
+        return sweep.run(options.overrides, config_dir)
+    from trainer import config
+
+    wanted = config.load(options.overrides, config_dir)
+    from trainer import job
+
+    return job.run(wanted)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            hint = f"did you mean {close[0]}?" if close else "gradtrain --help shows what there is"
+            raise ConfigError(f"{unknown[1]}: there is no such option; {hint}")
+        raise ConfigError(f"{message}; gradtrain --help shows what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gradtrain", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-p", "--package")
+    parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-cn", "--config-name")
+    parser.add_argument("-cp", "--config-path")
+    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    return parser
+
+
+def _unknown_command(word: str, rest: Sequence[str]) -> str:
+    there = f"there is no command {word}; there is {', '.join(COMMANDS)}"
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    if close:
+        return f"{there}; did you mean {close[0]}?"
+    value = rest[0] if rest and re.fullmatch(r"[\w.]+", rest[0]) else "VALUE"
+    return f"{there}, the default; a setting is typed with an equals sign: {word}={value}"
+
+
+def _print_config(part: str, overrides: Sequence[str], config_dir: Path | None, package: str | None, resolve: bool) -> int:
+    from omegaconf import OmegaConf
+
+    from trainer import config, rundir
+
+    if resolve and part != "job":
+        raise ConfigError("--resolve goes with --cfg job: Hydra's own part refers to what only its own launcher knows")
+    shown = config.show(part, overrides, config_dir, package)
+    if package:
+        print(f"# @package {package}")
+    # Resolved as in a run's config.yaml, where secrets stay references.
+    print(rundir.stored_config(shown) if resolve else OmegaConf.to_yaml(shown), end="")
+    return 0
+
+
+def _complete(overrides: Sequence[str]) -> int:
+    """Shell completion through Hydra's plugins."""
+    from trainer import config
+
+    action, _, shell = overrides[0].partition("=") if len(overrides) == 1 else ("", "", "")
+    if action not in ("install", "uninstall", "query") or shell not in _SHELLS:
+        raise ConfigError(f"--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL, with SHELL one of {', '.join(_SHELLS)}")
+    if action == "install" and Path(sys.argv[0]).suffix == ".py":
+        raise ConfigError("completion is for the command gradtrain: type gradtrain -sc install=" + shell)
+    line = os.environ.get("COMP_LINE", "")
+    if action == "query" and not line:
+        raise ConfigError("-sc query is what the shell types; type gradtrain -sc install=" + shell)
+    named = re.search(r"(?:--config-dir|-cd)[ =](\S+)", line)
+    output = io.StringIO()
+    # A half-typed line that can't be read completes to nothing; nothing may be printed into the user's prompt.
+    with (
+        contextlib.suppress(Exception, SystemExit),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(io.StringIO()),
+        config.completion(Path(named[1]) if named and Path(named[1]).is_dir() else None) as hydra,
+    ):
+        hydra.shell_completion("config", list(overrides))
+    print(re.sub(r"\S+=_\S*\s?", "", output.getvalue()) if action == "query" else output.getvalue(), end="")  # _base is no choice
+    return 0

@@ -1,0 +1,254 @@
+"""`-m`: every job of a sweep in a fresh process, one after another, and a table at the end. Imports no TensorFlow."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from rich.console import Console
+from rich.table import Table
+
+from trainer import config
+from trainer.config import Job
+from trainer.errors import ConfigError, UserError, describe, report
+from trainer.progress import say
+
+_MAX_NAME = 100  # characters of a job's directory name
+_MAX_JOBS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    state: str  # done, failed, stopped, not run
+    cause: str = ""
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
+    """Runs every combination of the swept values.
+
+    Returns:
+        0 if every job is done, 1 if one failed, 128 + the signal that stopped the sweep.
+
+    Raises:
+        ConfigError: a job's configuration is wrong; then none is started.
+    """
+    jobs = expand(overrides, config_dir)
+    labels = _labels(jobs)
+    signals = _Forwarding()
+    outcomes = []
+    with signals:
+        for number, (job, label) in enumerate(zip(jobs, labels, strict=True), 1):
+            if signals.received is not None:
+                outcomes.append(Outcome("not run"))
+                continue
+            say(f"[{number}/{len(jobs)}] {label}  in {job.run_dir}")
+            outcome = _run_one(job, signals)
+            outcomes.append(outcome)
+            if outcome.state != "done":
+                print(f"[{number}/{len(jobs)}] {label} {outcome.state}: {outcome.cause}  ({job.run_dir})", file=sys.stderr, flush=True)
+    _print_table(labels, outcomes)
+    say(f"{sum(outcome.state == 'done' for outcome in outcomes)} of {len(jobs)} jobs done, in {jobs[0].run_dir.parent}")
+    if signals.received is not None:
+        return 128 + signals.received
+    return int(any(outcome.state != "done" for outcome in outcomes))
+
+
+def expand(overrides: Sequence[str], config_dir: Path | None = None) -> list[Job]:
+    """The jobs of a sweep, each validated.
+
+    Raises:
+        ConfigError: a configuration is wrong; where only some of them are, each is listed on stderr.
+    """
+    parsed = config.parse(overrides, config_dir)
+    _check_swept(parsed)
+    try:
+        (combinations,) = BasicSweeper.split_arguments(parsed, None)
+    except HydraException as error:
+        raise ConfigError(f"this sweep can't be run: {error}; type values separated by commas, or range(1,4)") from error
+    jobs: dict[str, Job] = {}
+    refused: dict[str, ConfigError] = {}
+    folder = None
+    for number, combination in enumerate(combinations, 1):
+        try:
+            job = config.load(combination, config_dir)
+            folder = folder or config.sweep_dir(combination, config_dir)
+        except ConfigError as error:
+            refused[" ".join(combination)] = error
+            continue
+        name = _name(combination, number)
+        jobs[name] = dataclasses.replace(job, run_dir=folder / name)
+    if len(set(map(str, refused.values()))) == 1 and not jobs:  # wrong whatever is swept
+        raise next(iter(refused.values()))
+    if refused:
+        for text, reason in refused.items():
+            print(f"{text}: {reason}", file=sys.stderr)
+        raise ConfigError(
+            f"{len(refused)} of {len(combinations)} jobs can't be run, as listed; none was started: mend them, or leave them out"
+        )
+    return list(jobs.values())
+
+
+def _check_swept(parsed: Sequence[Override]) -> None:
+    count = 1
+    for override in parsed:
+        if override.key_or_group == "hydra.run.dir":
+            raise ConfigError(f"{override.input_line}: the jobs of a sweep have directories of their own; type hydra.sweep.dir=DIRECTORY")
+        if override.is_sweep_override() and override.is_hydra_override():
+            raise ConfigError(f"{override.input_line}: Hydra's own keys can't be swept")
+        if override.is_discrete_sweep():
+            count *= sum(1 for _, _ in zip(override.sweep_iterator(), range(_MAX_JOBS + 1), strict=False))
+        if count > _MAX_JOBS:
+            raise ConfigError(f"this sweep has more than {_MAX_JOBS} jobs, by {override.input_line}; type fewer values")
+
+
+def _name(overrides: Sequence[str], number: int) -> str:
+    """A directory's name out of what was typed: `loss-stable_mse_seed-1`. No `=`, which Hydra's grammar would trip on."""
+    text = "_".join(f"{key}-{number if config.is_secret(key) else value}" for key, value in _settings(overrides).items()) or "default"
+    name = re.sub(r"[^A-Za-z0-9.,_+-]+", "-", text)
+    if name != text or len(name) > _MAX_NAME:
+        name = f"{name[:_MAX_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _labels(jobs: Sequence[Job]) -> list[str]:
+    """What tells the jobs apart."""
+    settings = [_settings(job.overrides) for job in jobs]
+    swept = [key for key in settings[0] if len({job.get(key) for job in settings}) > 1]
+    return [" ".join(f"{key}={job[key]}" for key in swept) or "one job" for job in settings]
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {key: value for key, _, value in pairs if key != "trust" and not key.startswith(("hydra.", "hydra/"))}
+
+
+class _Forwarding:
+    """While entered, SIGINT and SIGTERM end the running job by the same signal; the sweep then ends after it."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.process: Any = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._forward)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def started(self, process: Any) -> None:
+        """From now on signals are for this process; one that came while it started is passed on."""
+        self.process = process
+        if self.received is not None:
+            os.kill(process.pid, self.received)
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        if self.process is not None and self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+
+def _run_one(job: Job, signals: _Forwarding) -> Outcome:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, sender))
+    process.start()
+    sender.close()
+    signals.started(process)
+    process.join()
+    status, summary = (_read(job.run_dir / name) for name in ("status.json", "summary.json"))
+    cause = receiver.recv_bytes().decode() if _has_message(receiver) else ""
+    if process.exitcode == 0:
+        return Outcome("done", summary=summary)
+    if process.exitcode is not None and process.exitcode < 0:
+        cause = f"killed by {signal.Signals(-process.exitcode).name}"
+    state = "stopped" if signals.received is not None else "failed"
+    return Outcome(state, cause or str(status.get("cause") or f"exit status {process.exitcode}"), summary)
+
+
+def _has_message(receiver: multiprocessing.connection.Connection) -> bool:
+    try:
+        return receiver.poll()
+    except (EOFError, OSError):
+        return False
+
+
+def _work(job: Job, sender: multiprocessing.connection.Connection) -> None:
+    """The job's process: a session of its own, so that Ctrl-C reaches it once, through the sweep."""
+    os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    setup_globals()  # the resolver of ${now:...}
+    try:
+        from trainer import job as job_module
+
+        exit_code = job_module.run(job)
+    except SystemExit as error:
+        sender.send_bytes(f"sys.exit({error.code!r}) was called".encode())
+        exit_code = error.code if isinstance(error.code, int) and error.code else 1
+    except UserError as error:  # the sweep prints the line
+        sender.send_bytes(describe(error).encode())
+        exit_code = error.exit_code
+    except BaseException as error:
+        sender.send_bytes(describe(error).encode())
+        exit_code = report(error)
+    sys.exit(exit_code)
+
+
+def _end_with_parent() -> None:
+    """A sweep that is killed outright leaves no orphan."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the job ended before it wrote this
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _print_table(labels: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    finals = [outcome.summary.get("final", {}) for outcome in outcomes]
+    metrics = sorted(set.intersection(*(set(final) for final in finals if final))) if any(finals) else []
+    tags = ["loss", *(tag for tag in metrics if tag.startswith("eval/"))]
+    table = Table(box=None, header_style="bold")
+    table.add_column("job", overflow="fold")
+    table.add_column("state")
+    for title in ("steps", *tags, "steps/s", "seconds"):
+        table.add_column(title, justify="right")
+    for label, outcome, final in zip(labels, outcomes, finals, strict=True):
+        numbers = [outcome.summary.get("steps"), *(final.get(tag) for tag in tags)]
+        numbers += [outcome.summary.get(key) for key in ("steps_per_second", "wall_seconds")]
+        table.add_row(label, outcome.state, *map(_shown, numbers))
+    if sys.stdout is not None:
+        wide = None if sys.stdout.isatty() else max(80, sum(map(len, tags)) + max(map(len, labels)) + 80)
+        Console(width=wide).print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value)
