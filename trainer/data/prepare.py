@@ -71,11 +71,13 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
     features = np.asarray(examples.features, np.float64)
     targets, scale = _targets(examples, want), np.ones(1)
     if settings.standardize:
-        features = (features - features[counted].mean(axis=0)) / _spread(features[counted])
+        # Columns of a table have units of their own; the pixels of an image share them, channel by channel.
+        axes = tuple(range(max(1, features.ndim - 1)))
+        features = (features - features[counted].mean(axis=axes)) / _spread(features[counted], axes)
     if targets.dtype.kind == "f":
         scale = np.ones(targets.shape[-1])
         if settings.standardize and kind == "real":
-            scale = _spread(targets[counted])
+            scale = _spread(targets[counted], (0,))
             targets = (targets - targets[counted].mean(axis=0)) / scale
         targets = targets.astype(np.float32)
     if weights is not None:
@@ -133,9 +135,10 @@ def _targets(examples: Any, want: str) -> np.ndarray:
     return np.eye(examples.num_classes)[targets]
 
 
-def _spread(columns: np.ndarray) -> np.ndarray:
-    spread = columns.std(axis=0)
-    return np.where(spread > 0, spread, 1)
+def _spread(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    spread = values.std(axis=axes)
+    # Not > 0: a constant column's mean may be off by rounding.
+    return np.where(spread > 1e-12 * np.abs(values).max(axis=axes), spread, 1)
 
 
 def _class_balance(examples: Any, kind: str, counted: np.ndarray) -> np.ndarray:

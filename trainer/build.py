@@ -1,0 +1,242 @@
+"""From configuration to objects; the only place that instantiates what a configuration names."""
+
+import contextlib
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from omegaconf import DictConfig, OmegaConf
+
+from losses.base import Loss, LossError, Tensors
+from trainer import schema, trust
+from trainer.config import Job, config_dirs, groups
+from trainer.data.base import Source
+from trainer.data.prepare import Prepared, fit, prepare
+from trainer.errors import ConfigError, DataError
+from trainer.learner import Learner
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a run's tensors and replicas live."""
+
+    strategy: tf.distribute.Strategy | None
+    device: str | None = None
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Within it, variables are made where they belong."""
+        with self.strategy.scope() if self.strategy else tf.device(self.device):
+            yield
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionLoss(Loss):
+    """A plain function `(y_true, y_pred) -> [batch]` of a user's own: it has the gradient mode auto alone."""
+
+    function: Callable[..., tf.Tensor]
+    wanted: tuple[str, ...] = ("real",)
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def targets(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.wanted
+
+    def value(self, y_true: Tensors, y_pred: Tensors) -> tf.Tensor:
+        return self.function(y_true, y_pred)
+
+    def check_shapes(self, y_true: Tensors, y_pred: Tensors) -> None:
+        """Any: the function alone knows."""
+
+
+def devices() -> list[str]:
+    """The names of the devices that TensorFlow sees."""
+    return [device.name for device in tf.config.list_logical_devices()]
+
+
+def build_placement(settings: schema.Strategy) -> Placement:
+    """The strategy over the devices there are; none on one device, where it would only cost."""
+    gpus = tf.config.list_logical_devices("GPU")
+    count = settings.num_devices
+    if settings.name == "one_device":
+        return Placement(None, settings.device or ("GPU:0" if gpus else "CPU:0"))
+    if settings.name == "cpu_sim":
+        return Placement(tf.distribute.MirroredStrategy(_logical_cpus(count or 2)))
+    if settings.name == "mirrored" or (settings.name == "auto" and len(gpus[:count]) > 1):
+        if len(gpus) < (count or 1):
+            raise ConfigError(
+                f"strategy.num_devices={count}: there are {len(gpus)} GPUs here. "
+                "Type strategy=auto, or strategy=cpu_sim to simulate replicas on the CPU"
+            )
+        return Placement(tf.distribute.MirroredStrategy([device.name for device in gpus[:count]]))
+    return Placement(None)
+
+
+def _logical_cpus(count: int) -> list[str]:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or []) < count:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        except RuntimeError as error:
+            raise ConfigError("strategy=cpu_sim divides the CPU before TensorFlow starts: run it in a process of its own") from error
+    return [device.name for device in tf.config.list_logical_devices("CPU")[:count]]
+
+
+def build_loss(job: Job) -> Loss:
+    """The loss, with its hyperparameters checked and the gradient mode there."""
+    arguments = _arguments(job.config.loss)
+    found = trust.find(job.config.loss._target_, "loss", job.trust)
+    if not inspect.isclass(found):
+        wanted = arguments.pop("targets", ("real",))
+        return _with_mode(FunctionLoss(_bound(found, arguments), (wanted,) if isinstance(wanted, str) else tuple(wanted)), job)
+    return _with_mode(_call(found, arguments, f"loss={job.choices['loss']}"), job)
+
+
+def _bound(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable[..., Any]:
+    if not arguments:
+        return function
+
+    def bound(y_true: Tensors, y_pred: Tensors) -> tf.Tensor:
+        return function(y_true, y_pred, **arguments)
+
+    bound.__name__ = function.__name__
+    return bound
+
+
+def _with_mode(loss: Loss, job: Job) -> Loss:
+    mode = job.config.gradient.mode
+    if mode not in loss.modes:
+        have = " and ".join(f"gradient={name}" for name in loss.modes) or "no gradient at all"
+        raise ConfigError(f"gradient={mode}: the loss {loss.name} has {have}" + (f"; type {have}" if len(loss.modes) == 1 else ""))
+    return loss
+
+
+def build_data(job: Job, loss: Loss) -> Prepared:
+    """The examples, fitted to what the loss wants."""
+    names = {field.name for field in dataclasses.fields(schema.Data)}
+    arguments = _arguments(job.config.data)
+    shared = schema.Data(**{name: arguments.pop(name) for name in names & arguments.keys()})
+    found = trust.find(job.config.data._target_, "data", job.trust)
+    if "sample_weight" in inspect.signature(found).parameters:
+        arguments["sample_weight"] = shared.sample_weight  # a source of a table must know which column is no feature
+    source = _call(found, arguments, f"data={job.choices['data']}")
+    want = fit(source.kind, loss.targets)
+    if want is None:
+        raise ConfigError(
+            f"data={job.choices['data']} has {source.kind} targets; the loss {loss.name} takes {' or '.join(loss.targets)}: "
+            f"type data= one of {', '.join(_fitting_data(loss)) or '(none of the bundled)'}"
+        )
+    return prepare(source.load(), source.kind, want, shared)
+
+
+def _fitting_data(loss: Loss) -> list[str]:
+    """The shipped data that the loss can learn from. A source whose files decide the kind of its targets is left out."""
+    folder, *_ = config_dirs(None)
+    found = {name: trust.find(OmegaConf.load(folder / "data" / f"{name}.yaml")._target_, "data", ()) for name in groups([folder])["data"]}
+    return [name for name, source in found.items() if isinstance(source.kind, str) and fit(source.kind, loss.targets)]
+
+
+def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
+    """The model, its head as wide as loss and data ask."""
+    found = trust.find(job.config.model._target_, "model", job.trust)
+    input_shape = data.train.features.shape[1:]
+    classes = data.train.targets.dtype.kind == "i"
+    num_outputs = data.num_classes if classes else loss.outputs_per_target * data.target_dim
+    arguments = _arguments(job.config.model)
+    given = {"input_shape": input_shape, "num_outputs": num_outputs}
+    arguments = {name: value for name, value in given.items() if name in inspect.signature(found).parameters} | arguments
+    model = _call(found, arguments, f"model={job.choices['model']}")
+    try:
+        outputs = model(tf.zeros([1, *input_shape]), training=False)
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        raise DataError(f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: {error}") from error
+    if tuple(outputs.shape) != (1, num_outputs):
+        raise ConfigError(
+            f"model={job.choices['model']} gives outputs of shape {tuple(outputs.shape[1:])}; the loss {loss.name} on "
+            f"data={job.choices['data']} takes {num_outputs}: let the model take num_outputs as an argument, it is given"
+        )
+    return model
+
+
+def num_steps(settings: schema.Trainer, num_examples: int, batch_size: int) -> int:
+    """The length of the run in updates."""
+    return settings.steps or math.ceil((settings.epochs or 0) * num_examples / batch_size)
+
+
+def build_optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer, at its schedule's learning rate."""
+    arguments = _arguments(job.config.optimizer)
+    scheduled = trust.find(job.config.schedule._target_, "schedule", job.trust)
+    schedule = {"learning_rate": arguments["learning_rate"], "num_steps": steps} | _arguments(job.config.schedule)
+    arguments["learning_rate"] = _call(scheduled, schedule, f"schedule={job.choices['schedule']}")
+    found = trust.find(job.config.optimizer._target_, "optimizer", job.trust)
+    return _call(found, arguments, f"optimizer={job.choices['optimizer']}")
+
+
+def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, steps: int) -> Learner:
+    """Model, loss and optimizer with all their variables made."""
+    trainer = job.config.trainer
+    with placement.scope():
+        model = build_model(job, loss, data)
+        optimizer = build_optimizer(job, steps)
+        optimizer.build(model.trainable_variables)
+        ema = [tf.Variable(weight.value, trainable=False) for weight in model.trainable_variables] if trainer.ema_decay else []
+    if not model.trainable_variables:
+        raise ConfigError(f"model={job.choices['model']} has no trainable variable")
+    if placement.strategy:
+        # The gradients are summed already, in one packed reduction; Keras' own sum over replicas would double them.
+        optimizer._all_reduce_sum_gradients = lambda gradients_and_weights: gradients_and_weights
+    return Learner(
+        model, loss, job.config.gradient.mode, optimizer, placement.strategy, trainer.clip_norm, trainer.ema_decay, ema, job.config.logging.per_variable
+    )
+
+
+def choose_compile(setting: str, learner: Learner) -> str:
+    """How the chunk is compiled: "graph" or "chunk" (one XLA program). The rule of "auto" is the same on every run.
+
+    On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower.
+    """
+    possible = learner.strategy is None and learner.loss.xla
+    if setting == "chunk" and not possible:
+        reason = f"the loss {learner.loss.name} can't be compiled by XLA" if not learner.loss.xla else "it works on one replica only"
+        raise ConfigError(f"trainer.compile=chunk: {reason}: type trainer.compile=graph")
+    if setting != "auto":
+        return setting
+    slow = any("Conv" in type(layer).__name__ for layer in _layers(learner.model))
+    random = any(variable.name == "seed_generator_state" for variable in learner.model.non_trainable_variables)
+    on_cpu = not tf.config.list_logical_devices("GPU")
+    return "chunk" if possible and on_cpu and not slow and not random else "graph"
+
+
+def _layers(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    for layer in getattr(model, "layers", []):
+        yield layer
+        yield from _layers(layer)
+
+
+def _arguments(node: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "_target_"}
+
+
+def _call(found: Callable[..., Any], arguments: dict[str, Any], what: str) -> Any:
+    """Calls a class or builder; a mistake in its arguments is the user's, with what was typed."""
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    try:
+        inspect.signature(found).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{what}: {error}; {found.__name__} takes {', '.join(inspect.signature(found).parameters)}") from error
+    try:
+        return found(**arguments)
+    except LossError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: {error}") from error

@@ -1,0 +1,130 @@
+"""Checkpoints: directories with the arrays and a manifest, written beside and renamed, found by scanning. Imports no TensorFlow.
+
+    checkpoints/step-00000500/arrays.npz      every variable's value, by name; never pickled
+    checkpoints/step-00000500/manifest.json   step, the arrays file's size and SHA-256, and the loop's own state
+
+A directory counts only if its manifest and checksum hold; the newest that does is loaded.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import CheckpointError
+
+_ARRAYS, _MANIFEST = "arrays.npz", "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run at the end of a step."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    state: dict[str, Any]  # the loop's own, plain JSON
+
+
+def save(folder: Path, snapshot: Snapshot, keep: int, best_step: int | None) -> Path:
+    """Writes a checkpoint and removes those that are neither among the `keep` newest nor the best. Durable when it returns."""
+    folder.mkdir(exist_ok=True)
+    final = folder / f"step-{snapshot.step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    with open(temporary / _ARRAYS, "wb") as file:
+        np.savez(file, **{name: _plain(array) for name, array in snapshot.arrays.items()})
+        file.flush()
+        os.fsync(file.fileno())
+    content = (temporary / _ARRAYS).read_bytes()
+    manifest = {
+        "step": snapshot.step,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "dtypes": {name: array.dtype.name for name, array in snapshot.arrays.items()},
+        "state": snapshot.state,
+    }
+    with open(temporary / _MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():  # a step saved again after a fallback to an older one
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync_folder(folder)
+    for step, path in _steps(folder)[keep:]:
+        if step != best_step:
+            shutil.rmtree(path)
+    return final
+
+
+def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
+    """The newest valid checkpoint, None where there is none at all; and what was wrong with newer ones.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is valid.
+    """
+    problems = []
+    for _, path in _steps(folder):
+        try:
+            return load(path), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is valid: {'; '.join(problems)}. Type another hydra.run.dir to start afresh, and keep this one to look into"
+        )
+    return None, []
+
+
+def load(path: Path) -> Snapshot:
+    """One checkpoint; CheckpointError names the file that is missing or damaged."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        content = (path / _ARRAYS).read_bytes()
+        expected = manifest["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise CheckpointError(f"{path / _ARRAYS} is damaged: its {len(content)} bytes (of {manifest['size']}) don't have the checksum in {_MANIFEST}")
+    with np.load(path / _ARRAYS, allow_pickle=False) as stored:
+        arrays = {name: _typed(stored[name], dtype) for name, dtype in manifest["dtypes"].items()}
+    return Snapshot(manifest["step"], arrays, manifest["state"])
+
+
+def clean(folder: Path) -> None:
+    """Removes what an interrupted save has left."""
+    for litter in folder.glob(".step-*.tmp"):
+        shutil.rmtree(litter)
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))]
+    return sorted(found, reverse=True)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    # NumPy's file format has no bfloat16: it is kept as the integers of the same width.
+    return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    if array.dtype.name == dtype:
+        return array
+    import ml_dtypes
+
+    return array.view(getattr(ml_dtypes, dtype))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""The run directory: who may use it, and the files in it that describe the run. Imports no TensorFlow."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.errors import ConfigError
+from trainer.schema import SECRET_WORDS
+
+# Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
+_MAY_CHANGE = (
+    "resume", "trust", "gradient", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.eval_every", "trainer.steps_per_call",
+    "trainer.on_nonfinite", "trainer.early_stopping", "strategy", "checkpoint", "logging",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class RunDir:
+    """A run directory that this process holds the lock of."""
+
+    path: Path
+    lock: int  # file descriptor; closing it, or the process's end however it comes, releases the lock
+
+    def release(self) -> None:
+        """Gives the directory up to other processes."""
+        os.close(self.lock)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def read(self, name: str) -> Any:
+        """The content of a JSON file, or None where there is none."""
+        path = self.file(name)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        temporary = self.file(f".{name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.file(name))
+
+    def status(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
+        self.write("status.json", {"state": state, "cause": cause, "exit_code": exit_code})
+
+
+def claim(path: Path) -> RunDir:
+    """Creates or reopens a run directory and locks it.
+
+    Raises:
+        ConfigError: it can't be written, another process runs in it, or it holds files that are not a run's.
+    """
+    ours = (path / "config.yaml").exists() or (path / ".lock").exists()
+    try:
+        if path.exists() and not ours and any(path.iterdir()):
+            raise ConfigError(f"hydra.run.dir={path} is not empty and not a run of this program: type another, or an empty, directory")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"hydra.run.dir={path} can't be written: {error.strerror}: type hydra.run.dir=DIRECTORY you may write") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ConfigError(f"hydra.run.dir={path} is locked: another process is running there; type another directory") from error
+    return RunDir(path, lock)
+
+
+def stored_config(config: DictConfig) -> str:
+    """The configuration as it is kept: resolved, but environment variables stay references and literal secrets are left out."""
+    container = OmegaConf.create(_storable(OmegaConf.to_container(config, resolve=False)))
+    return OmegaConf.to_yaml(container, resolve=True)
+
+
+def _storable(node: Any, key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {name: _storable(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_storable(value, key) for value in node]
+    if isinstance(node, str) and "${oc.env:" in node:
+        return node.replace("${oc.env:", "\\${oc.env:")  # escaped: resolves to the reference itself, also through other keys
+    return "***" if node is not None and _is_secret(key) else node
+
+
+def _is_secret(key: str) -> bool:
+    return any(word in key.lower() for word in SECRET_WORDS)
+
+
+def differing_keys(stored: str, current: str) -> list[str]:
+    """Keys, with both values, in which two stored configurations differ and that a continued run may not change."""
+    before, now = _flat(OmegaConf.to_container(OmegaConf.create(stored))), _flat(OmegaConf.to_container(OmegaConf.create(current)))
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
+def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:
+    """Writes config.yaml and overrides.txt, without secrets."""
+    run.write_text("config.yaml", config)
+    lines = [f"{key}=***" if _is_secret(key) else override for override in overrides for key in [override.partition("=")[0]]]
+    run.write_text("overrides.txt", "".join(f"{line}\n" for line in lines))
+
+
+def environment(devices: list[str]) -> dict[str, Any]:
+    """What the run runs on: versions, devices, command, and the state of the git checkout in the current folder."""
+    packages = ("gradtrain", "tensorflow", "keras", "hydra-core", "omegaconf", "tensorboard", "numpy", "scikit-learn")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "devices": devices,
+        "num_cpus": os.cpu_count(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff": _git("diff", "HEAD"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no checkout: nothing to record
+    return result.stdout.strip()

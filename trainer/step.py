@@ -1,0 +1,160 @@
+"""One update, and chunks of them that run on the device.
+
+A step: gather, forward, tape, one packed reduction over replicas, finiteness test, norms, clip, apply. Its scalars come back as
+one row; a chunk stacks the rows of its steps, so that nothing per step crosses to Python.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from losses.base import Tensors, per_example
+from trainer.data.prepare import Split
+from trainer.learner import Learner
+
+Chunk = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def make_chunk(learner: Learner, data: Split, batch_size: int, steps_per_call: int, jit_compile: bool, skip_nonfinite: bool) -> Chunk:
+    """The function that runs up to `steps_per_call` steps.
+
+    Args:
+        learner: what is trained.
+        data: the training part; it is put on the device, on every replica's under a strategy.
+        batch_size: global, divisible by the number of replicas.
+        steps_per_call: K.
+        jit_compile: whether the whole chunk becomes one XLA program.
+        skip_nonfinite: go on after a step that is not finite; otherwise the chunk ends with it. Its update is never applied.
+
+    Returns:
+        chunk(indices, num_steps) -> (rows, num_done): indices int32 [K, batch_size] into data, num_steps int32 <= K, rows float32
+        [K, len(learner.tags)] of which the first num_done are filled.
+    """
+    arrays = _on_device(learner.strategy, data)
+    num_columns = len(learner.tags)
+
+    # One tf.function for the whole run and no autograph: a retraced custom gradient would leak its graph.
+    @tf.function(jit_compile=jit_compile, autograph=False, input_signature=[
+        tf.TensorSpec([steps_per_call, batch_size], tf.int32), tf.TensorSpec([], tf.int32)
+    ])  # fmt: skip
+    def chunk(indices: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(i: tf.Tensor, _: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+            row, finite = _step(learner, arrays, indices[i], batch_size, jit_compile)
+            return i + 1, finite, rows.write(i, row)
+
+        def unfinished(i: tf.Tensor, finite: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
+            return (i < num_steps) & (finite | skip_nonfinite)
+
+        # A buffer of K rows whatever num_steps is, so that no border of logging, evaluation or saving retraces.
+        rows = tf.TensorArray(tf.float32, size=steps_per_call, element_shape=[num_columns])
+        num_done, _, rows = tf.while_loop(unfinished, body, (tf.constant(0), tf.constant(True), rows), parallel_iterations=1)
+        return rows.stack(), num_done
+
+    return chunk
+
+
+def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> tuple[Any, ...]:
+    """Features, targets and weights (None where all are 1) as tensors; under a strategy one copy on every replica's device."""
+
+    def put(array: Any) -> Any:
+        if array is None:
+            return None
+        if strategy is None:
+            return tf.constant(array)
+        return strategy.experimental_distribute_values_from_function(lambda _: tf.constant(array))
+
+    return put(data.features), put(data.targets), put(data.weights)
+
+
+def _step(learner: Learner, arrays: tuple[Any, ...], indices: tf.Tensor, batch_size: int, jit_compile: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """One update on the examples at `indices` [batch_size]; its row and whether it was finite, that is, applied."""
+    if learner.strategy is None:
+        gradients, scalars = _gradients(learner, *_gather(arrays, indices), batch_size)
+    else:
+        gradients, scalars = _local(learner.strategy.run(_replica_gradients, args=(learner, arrays, indices, batch_size)))
+    squares = [_sum_of_squares(g, jit_compile) for g in gradients]
+    norm = tf.sqrt(tf.add_n(squares))
+    loss = scalars[0]
+    finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+    learning_rate = tf.cast(learner.optimizer.learning_rate, tf.float32)
+    if learner.clip_norm:
+        scale = tf.minimum(1.0, learner.clip_norm / tf.maximum(norm, learner.clip_norm))
+        gradients = [g * scale for g in gradients]
+    before = [tf.identity(_read(w)) for w in learner.weights]
+    applied = tf.cond(finite, lambda: _apply(learner, gradients), lambda: tf.constant(0))
+    with tf.control_dependencies([applied]):
+        after = [tf.identity(_read(w)) for w in learner.weights]
+    updates = [_sum_of_squares(a - b, jit_compile) for a, b in zip(after, before, strict=True)]
+    row = [loss, norm, tf.sqrt(tf.add_n(updates)), tf.sqrt(tf.add_n([_sum_of_squares(a, jit_compile) for a in after])), learning_rate]
+    row += [norm * scale] if learner.clip_norm else []
+    row += [scalars[1]] if learner.model.losses else []
+    row += [tf.sqrt(square) for square in squares] if learner.per_variable else []
+    return tf.stack(row), finite
+
+
+def _gather(arrays: tuple[Any, ...], indices: tf.Tensor) -> tuple[Any, ...]:
+    return tuple(None if array is None else tf.gather(array, indices) for array in arrays)
+
+
+def _gradients(
+    learner: Learner, features: tf.Tensor, targets: Tensors, weights: tf.Tensor | None, batch_size: int
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Gradients of the total loss by every trainable variable, and its scalars [total, regularization], of one replica.
+
+    Both are scaled by the global batch, so that their sum over replicas is what one device would have.
+    """
+    with tf.GradientTape() as tape:
+        predictions = learner.model(features, training=True)
+        mask = None if weights is None else weights > 0
+        values = tf.cast(per_example(learner.loss, learner.gradient_mode, targets, predictions, mask), tf.float32)
+        total = tf.reduce_sum(values if weights is None else values * weights) / batch_size
+        regularization = tf.add_n(learner.model.losses) / learner.num_replicas if learner.model.losses else tf.constant(0.0)
+        total += regularization
+    gradients = tape.gradient(total, learner.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients], [total, regularization]
+
+
+def _replica_gradients(learner: Learner, arrays: tuple[Any, ...], indices: tf.Tensor, batch_size: int) -> tuple[list, list]:
+    """`_gradients` of this replica's share of the batch, summed over the replicas in one packed reduction."""
+    context = tf.distribute.get_replica_context()
+    share = tf.reshape(indices, [learner.num_replicas, -1])[context.replica_id_in_sync_group]
+    gradients, scalars = _gradients(learner, *_gather(arrays, share), batch_size)
+    parts = [*gradients, *scalars]
+    packed = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0))
+    pieces = tf.split(packed, [part.shape.num_elements() for part in parts])
+    reduced = [tf.reshape(piece, part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    return reduced[: len(gradients)], reduced[len(gradients) :]
+
+
+def _apply(learner: Learner, gradients: list[tf.Tensor]) -> tf.Tensor:
+    if learner.strategy is None:
+        _update(learner, gradients)
+    else:
+        learner.strategy.run(_update, args=(learner, gradients))
+    return tf.constant(1)
+
+
+def _update(learner: Learner, gradients: list[tf.Tensor]) -> None:
+    weights = learner.model.trainable_variables
+    learner.optimizer.apply([tf.cast(g, w.dtype) for g, w in zip(gradients, weights, strict=True)], weights)
+    for average, weight in zip(learner.ema, weights, strict=bool(learner.ema)):
+        average.assign(learner.ema_decay * average + (1 - learner.ema_decay) * tf.cast(weight.value, average.dtype))
+
+
+def _sum_of_squares(tensor: tf.Tensor, jit_compile: bool) -> tf.Tensor:
+    tensor = tf.cast(tensor, tf.float32)
+    if not jit_compile:
+        return 2 * tf.nn.l2_loss(tensor)  # one fused pass
+    # XLA on the CPU sums one after the other in float32: columns first is faster and errs less.
+    columns = tf.reduce_sum(tf.square(tensor), axis=0)
+    return tf.reduce_sum(columns)
+
+
+def _local(values: Any) -> Any:
+    """This host's first copy of per-replica values that are equal on all replicas."""
+    return tf.nest.map_structure(lambda v: v.values[0] if isinstance(v, tf.distribute.DistributedValues) else v, values)
+
+
+def _read(weight: Any) -> tf.Tensor:
+    return weight.values[0] if isinstance(weight, tf.distribute.DistributedValues) else weight
