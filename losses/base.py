@@ -235,7 +235,7 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
     y_pred = tf.nest.map_structure(lambda p: tf.cast(p, compute), y_pred)
     first = next(p for key, p in _entries(y_pred) if key not in loss.shared)
     if y_true is not None:
-        y_true = tf.nest.map_structure(lambda y: tf.stop_gradient(_cast_target(loss, y, compute)), y_true)
+        y_true = tf.nest.map_structure(lambda y: tf.stop_gradient(cast_target(loss, y, compute)), y_true)
     loss.check_shapes(y_true, y_pred)
     if y_true is not None:
         y_true = _pinned_target(loss, y_true, y_pred, first)
@@ -269,7 +269,8 @@ def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.
             gradient = loss._checked_gradient(vjp(dy), inputs)
             if loss.second_order == "refuse":
                 gradient = tf.nest.map_structure(loss._refuse_second_order, gradient)
-            return tf.nest.flatten(gradient)
+            # identity: a gradient made before grad, as one that ignores dy can be, would not be found in the backward graph.
+            return [tf.identity(g) for g in tf.nest.flatten(gradient)]
 
         return loss._checked_value(value, inputs), grad
 
@@ -308,14 +309,15 @@ def _map_entries(function: Callable, tensors: Tensors) -> Tensors:
     return function(None, tensors)
 
 
-def _cast_target(loss: Loss, y_true: tf.Tensor, compute: tf.DType) -> tf.Tensor:
+def cast_target(loss: Loss, y_true: tf.Tensor, compute: tf.DType) -> tf.Tensor:
     keeps_integers = y_true.dtype.is_integer and ("classes" in loss.targets or "series" in loss.targets)
     return y_true if keeps_integers else tf.cast(y_true, compute)
 
 
 def _masked(mask: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
-    ones = [1] * (tensor.shape.rank - 1) if tensor.shape.rank is not None else tf.ones([tf.rank(tensor) - 1], tf.int32)
-    return tf.where(tf.reshape(mask, tf.concat([[-1], ones], axis=0)), tensor, tf.zeros_like(tensor))
+    rank = tensor.shape.rank
+    like = [-1] + [1] * (rank - 1) if rank is not None else tf.concat([[-1], tf.ones([tf.rank(tensor) - 1], tf.int32)], axis=0)
+    return tf.where(tf.reshape(mask, like), tensor, tf.zeros_like(tensor))
 
 
 def _pinned_target(loss: Loss, y_true: Tensors, y_pred: Tensors, first: tf.Tensor) -> Tensors:

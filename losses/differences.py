@@ -1,0 +1,31 @@
+"""Derivatives of black-box functions by central differences, each with an estimate of its own error."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+STEPS = 16.0 * 4.0 ** -np.arange(19)  # of the line's parameter, largest first: 16 to 2e-10
+
+
+def along(line: Callable[[np.ndarray], np.ndarray], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The derivatives at t = 0 of n functions of one parameter, and bounds of their errors.
+
+    Args:
+        line: `line(t)` for t [k] gives the values, [k, n].
+        noise: [n], by how much a value may be off through rounding.
+
+    Returns:
+        derivative [n], error [n] (inf where no step gives finite values). At a kink the error covers both one-sided slopes.
+    """
+    values = line(np.concatenate([[0.0], STEPS, -STEPS]))
+    center, plus, minus = values[0], values[1 : len(STEPS) + 1], values[len(STEPS) + 1 :]
+    steps = STEPS[:, np.newaxis]
+    with np.errstate(all="ignore"):  # a far step may overflow
+        central = (plus - minus) / (2 * steps)  # [steps, n]
+        # Steps shrink by 4, so the leading error, of order steps^2, by 16: Richardson's extrapolation removes it.
+        extrapolated = (16 * central[1:] - central[:-1]) / 15
+        bend = np.abs(plus + minus - 2 * center) / steps  # between the one-sided slopes; at a kink it does not shrink with the step
+        error = np.abs(extrapolated - central[1:]) + bend[1:] + 2 * noise / steps[1:]
+    error = np.where(np.isfinite(error), error, np.inf)
+    best = np.argmin(error, axis=0)[np.newaxis]
+    return np.take_along_axis(extrapolated, best, axis=0)[0], np.take_along_axis(error, best, axis=0)[0]
