@@ -151,6 +151,8 @@ def test_check_names_row_and_column():
 def test_check_refuses_what_float32_cannot_hold():
     with pytest.raises(DataError, match="features: inf in row 1"):
         Examples([[1.0], [1e39]], [0, 0]).check()
+    with pytest.raises(DataError, match="targets: 1e\\+39 in row 1"):
+        Examples([[1.0], [1.0]], [0, 1e39]).check()
 
 
 def test_check_lets_rows_of_weight_zero_be():

@@ -78,7 +78,9 @@ class Examples:
         if not counts.any():
             raise DataError("every example has weight 0: there is nothing to learn from")
         for name, array, names in (("features", self.features, self.feature_names), ("targets", self.targets, ())):
-            self._refuse(~np.isfinite(array), counts, name, array, names, "is not finite: correct it, drop the row, or give it weight 0")
+            with np.errstate(over="ignore"):
+                bad = ~np.isfinite(array.astype(np.float32))
+            self._refuse(bad, counts, name, array, names, "is not finite in float32: correct it, drop the row, or give it weight 0")
         if kind == "counts":
             bad = (self.targets < 0) | (self.targets != np.floor(self.targets))
             self._refuse(bad, counts, "targets", self.targets, (), "is no count (0, 1, 2, ...)")
