@@ -10,6 +10,12 @@ from trainer.data.prepare import Prepared
 from trainer.learner import Learner
 
 _BATCH_SIZE = 512
+_METRICS = {"classes": ["eval/accuracy"], "real": ["eval/mae", "eval/r2"], "counts": ["eval/deviance", "eval/mae"]}
+
+
+def metric_names(task: str) -> list[str]:
+    """The tags that an evaluation gives."""
+    return ["eval/loss", *_METRICS[task]]
 
 
 def make_evaluate(learner: Learner, data: Prepared) -> Callable[[], dict[str, float]]:
@@ -45,7 +51,7 @@ def make_evaluate(learner: Learner, data: Prepared) -> Callable[[], dict[str, fl
         with learner.averaged():
             total, loss, *columns = sums().numpy().tolist()
         means = [column / total for column in columns]
-        return {"eval/loss": loss / total} | _metrics(data, means)
+        return dict(zip(metric_names(data.task), [loss / total, *_metrics(data, means)], strict=True))
 
     return evaluate
 
@@ -69,13 +75,12 @@ def _metric_columns(data: Prepared, targets: Tensors, point: tf.Tensor) -> list[
     return [absolute, *tf.unstack(tf.square(y - p), axis=-1), *tf.unstack(y, axis=-1), *tf.unstack(tf.square(y), axis=-1)]
 
 
-def _metrics(data: Prepared, means: list[float]) -> dict[str, float]:
-    if data.task == "classes":
-        return {"eval/accuracy": means[0]}
-    if data.task == "counts":
-        return {"eval/deviance": means[0], "eval/mae": means[1]}
+def _metrics(data: Prepared, means: list[float]) -> list[float]:
+    """The values of `_METRICS` for the task."""
+    if data.task != "real":
+        return means
     dim = (len(means) - 1) // 3
     residual, mean, square = means[1 : 1 + dim], means[1 + dim : 1 + 2 * dim], means[1 + 2 * dim :]
     variance = [s - m * m for s, m in zip(square, mean, strict=True)]
     r2 = [1 - r / v if v > 0 else math.nan for r, v in zip(residual, variance, strict=True)]
-    return {"eval/mae": means[0], "eval/r2": sum(r2) / dim}
+    return [means[0], sum(r2) / dim]

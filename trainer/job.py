@@ -1,9 +1,13 @@
 """One run, from start to end: directory, objects, gradient check, loop, summary."""
 
+import contextlib
 import dataclasses
 import os
 import resource
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,8 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
         return False
     if resume == "never":
         raise ConfigError(f"resume=never: {run.path} already holds a run; type another hydra.run.dir, or resume=auto to go on")
+    if not run.file("metrics.jsonl").exists():  # it ended before its first step: nothing to go on with, nothing to lose
+        return False
     before = stored.read_text(encoding="utf-8")
     if differing := rundir.differing_keys(before, config):
         raise ConfigError(f"{run.path} holds a run of another configuration ({'; '.join(differing)}): type those values, or another hydra.run.dir")
@@ -72,22 +78,25 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
     started = time.monotonic()
     # TensorFlow is imported here and not above: nothing that is refused before this line has to wait for it.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
+    with _quiet():
+        import keras
 
-    from trainer import build
+        from trainer import build
+
+        placement = build.build_placement(OmegaConf.to_object(OmegaConf.merge(schema.Strategy, job.config.strategy)))
+        devices = build.devices()
     from trainer.data.order import Order
-    from trainer.evaluation import make_evaluate
+    from trainer.evaluation import make_evaluate, metric_names
     from trainer.logs import Recorder
     from trainer.loop import Plan, State, train
     from trainer.step import make_chunk
 
     settings: schema.Trainer = OmegaConf.to_object(OmegaConf.merge(schema.Trainer, job.config.trainer))
     saving: schema.Checkpoint = OmegaConf.to_object(OmegaConf.merge(schema.Checkpoint, job.config.checkpoint))
-    placement = build.build_placement(OmegaConf.to_object(OmegaConf.merge(schema.Strategy, job.config.strategy)))
+    keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
     keras.utils.set_random_seed(job.config.seed)
     keras.mixed_precision.set_global_policy(job.config.precision.policy)
-    run.write("environment.json", rundir.environment(build.devices()))
+    run.write("environment.json", rundir.environment(devices))
 
     loss = build.build_loss(job)
     data = build.build_data(job, loss)
@@ -106,6 +115,8 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         if snapshot.state["gradient_mode"] != learner.gradient_mode:
             say(f"the run went by gradient={snapshot.state['gradient_mode']} until step {state.step}; from here by gradient={learner.gradient_mode}")
         say(f"going on from step {state.step} of {steps} in {run.path}")
+    if settings.eval_every and saving.monitor not in metric_names(data.task):
+        raise ConfigError(f"checkpoint.monitor={saving.monitor}: evaluation gives {', '.join(metric_names(data.task))}; type one of these")
     check = _verify(job, learner, data, order)
 
     plan = Plan(
@@ -152,6 +163,31 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         return 128 + (signals.received or 0), f"signal {signals.received}"
     closing_table(str(run.path), summary)
     return 0, outcome.cause
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what TensorFlow's native code writes to stderr while it starts, which no log level of its own silences.
+
+    It is shown if the start fails, or if TF_CPP_MIN_LOG_LEVEL says that it is wanted.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(shown, kept.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _restore(run: RunDir, resume: str) -> checkpoints.Snapshot | None:

@@ -71,8 +71,9 @@ class Learner:
 
     def _variables(self) -> dict[str, Any]:
         groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "ema": self.ema}
+        # By place and own name: the full path counts how many models and optimizers this process has made before.
         return {
-            f"{group}/{i:04d}/{getattr(variable, 'path', '')}": variable
+            f"{group}/{i:04d}/{getattr(variable, 'path', '').rpartition('/')[2]}": variable
             for group, variables in groups.items()
             for i, variable in enumerate(variables)
         }

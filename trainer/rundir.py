@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from trainer.config import is_secret
 from trainer.errors import ConfigError
-from trainer.schema import SECRET_WORDS
 
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
@@ -90,11 +90,7 @@ def _storable(node: Any, key: str = "") -> Any:
         return [_storable(value, key) for value in node]
     if isinstance(node, str) and "${oc.env:" in node:
         return node.replace("${oc.env:", "\\${oc.env:")  # escaped: resolves to the reference itself, also through other keys
-    return "***" if node is not None and _is_secret(key) else node
-
-
-def _is_secret(key: str) -> bool:
-    return any(word in key.lower() for word in SECRET_WORDS)
+    return "***" if node is not None and is_secret(key) else node
 
 
 def differing_keys(stored: str, current: str) -> list[str]:
@@ -113,7 +109,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:
     """Writes config.yaml and overrides.txt, without secrets."""
     run.write_text("config.yaml", config)
-    lines = [f"{key}=***" if _is_secret(key) else override for override in overrides for key in [override.partition("=")[0]]]
+    lines = [f"{key}=***" if is_secret(key) else override for override in overrides for key in [override.partition("=")[0]]]
     run.write_text("overrides.txt", "".join(f"{line}\n" for line in lines))
 
 

@@ -1,0 +1,219 @@
+"""Whole runs, in this process."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer import checkpoints, config, job
+from trainer.errors import CheckpointError, ConfigError, DivergedError
+
+QUICK = ("trainer.steps=30", "trainer.eval_every=10", "gradient.verify_at_start=false", "trainer.steps_per_call=8", "trainer.compile=graph")
+
+
+def train(folder: Path, *overrides: str) -> int:
+    return job.run(config.load([*QUICK, f"hydra.run.dir={folder}", *overrides]))
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    snapshot, problems = checkpoints.load_newest(folder / "checkpoints")
+    assert not problems
+    return snapshot.arrays
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    expected = weights(one)
+    found = weights(other)
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    assert train(tmp_path) == 0
+    steps = lines(tmp_path)
+    assert [line["step"] for line in steps] == list(range(1, 31))
+    assert {"loss", "grad_norm/global", "update_norm/global", "param_norm/global", "learning_rate"} <= steps[0].keys()
+    assert {"grad_norm/hidden_1/kernel", "grad_norm/output/bias"} <= steps[0].keys()
+    assert [line["step"] for line in steps if "eval/loss" in line] == [10, 20, 30]
+    summary = read(tmp_path, "summary.json")
+    assert summary["steps"] == 30
+    assert summary["gradient_mode"] == "analytic"
+    assert summary["compile"] == "graph"
+    assert summary["final"]["eval/accuracy"] > 0.5
+    assert summary["final"]["loss"] == pytest.approx(steps[-1]["loss"], rel=1e-6)
+    assert read(tmp_path, "status.json") == {"state": "done", "cause": "finished", "exit_code": 0}
+    assert read(tmp_path, "environment.json")["packages"]["tensorflow"].startswith("2.")
+    assert "name: auto" in (tmp_path / "config.yaml").read_text()
+    assert "trainer.steps=30\n" in (tmp_path / "overrides.txt").read_text()
+
+
+def test_global_norm_is_the_norm_of_the_variables_norms(tmp_path):
+    train(tmp_path, "trainer.clip_norm=0.5")
+    for line in lines(tmp_path):
+        parts = [value for tag, value in line.items() if tag.startswith("grad_norm/") and tag not in ("grad_norm/global", "grad_norm/clipped")]
+        assert np.linalg.norm(parts) == pytest.approx(line["grad_norm/global"], rel=1e-5)
+        assert line["grad_norm/clipped"] == pytest.approx(min(0.5, line["grad_norm/global"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", ["graph", "chunk"])
+def test_the_same_command_twice_is_the_same_to_the_bit(tmp_path, compiled):
+    for name in ("one", "two"):
+        train(tmp_path / name, f"trainer.compile={compiled}")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("overrides", [["trainer.compile=graph"], ["trainer.compile=chunk"], ["strategy=cpu_sim"], ["trainer.ema_decay=0.9"]])
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, overrides):
+    train(tmp_path / "straight", *overrides)
+    train(tmp_path / "halves", "trainer.steps=17", "trainer.eval_every=0", *overrides)
+    assert train(tmp_path / "halves", *overrides) == 0
+    straight, halves = lines(tmp_path / "straight"), lines(tmp_path / "halves")
+    # At step 10 the first half was not evaluated.
+    straight[9] = {tag: value for tag, value in straight[9].items() if not tag.startswith("eval/")}
+    assert halves == straight
+    for name, array in weights(tmp_path / "straight").items():
+        np.testing.assert_array_equal(weights(tmp_path / "halves")[name], array, err_msg=name)
+
+
+def test_any_chunk_length_gives_the_same_run(tmp_path):
+    train(tmp_path / "one", "trainer.steps_per_call=1", "checkpoint.every=7")
+    train(tmp_path / "two", "trainer.steps_per_call=30", "checkpoint.every=0")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path, capsys):
+    train(tmp_path)
+    before = (tmp_path / "summary.json").read_text()
+    assert train(tmp_path) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "summary.json").read_text() == before
+
+
+def test_another_model_is_not_continued(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.hidden"):
+        train(tmp_path, "model.hidden=[16]", "trainer.steps=40")
+    with pytest.raises(ConfigError, match="resume=never"):
+        train(tmp_path, "resume=never")
+
+
+def test_another_gradient_mode_goes_on_and_says_so(tmp_path, capsys):
+    train(tmp_path)
+    train(tmp_path, "gradient=auto", "trainer.steps=40")
+    assert "gradient=analytic until step 30" in capsys.readouterr().out
+    assert lines(tmp_path)[-1]["step"] == 40
+
+
+def test_must_wants_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="type resume=auto"):
+        train(tmp_path / "none", "resume=must")
+    with pytest.raises(CheckpointError, match="no such run"):
+        train(tmp_path / "none", f"resume={tmp_path / 'nowhere'}")
+
+
+def test_resume_names_a_run_directory(tmp_path):
+    train(tmp_path / "one")
+    train(tmp_path / "unused", f"resume={tmp_path / 'one'}", "trainer.steps=35")
+    assert lines(tmp_path / "one")[-1]["step"] == 35
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_foreign_directory_is_not_touched(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        train(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_replicas_give_what_one_device_gives(tmp_path):
+    """Plain SGD at a high learning rate with clipping: doubled gradients or a clip before the reduction would show."""
+    overrides = ("optimizer=sgd", "optimizer.learning_rate=0.5", "trainer.clip_norm=0.2", "trainer.steps=60")
+    train(tmp_path / "one", *overrides)
+    train(tmp_path / "two", *overrides, "strategy=cpu_sim", "strategy.num_devices=2")
+    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=2e-5), one["step"]
+
+
+def test_a_step_that_is_not_finite_ends_the_run_before_its_update(tmp_path):
+    with pytest.raises(DivergedError, match=r"step \d+ gave .* = (nan|inf)"):
+        train(tmp_path, "optimizer=sgd", "optimizer.learning_rate=1e30", "loss=mse")
+    assert all(np.isfinite(array).all() for array in weights(tmp_path).values())
+    assert read(tmp_path, "status.json")["exit_code"] == 3
+    assert {"NaN", "inf"} & set(lines(tmp_path)[-1].values())
+
+
+def test_skipping_is_bounded(tmp_path):
+    with pytest.raises(DivergedError, match="11 steps in a row"):
+        train(tmp_path, "optimizer=sgd", "optimizer.learning_rate=1e30", "loss=mse", "trainer.on_nonfinite=skip")
+
+
+def test_early_stopping(tmp_path):
+    train(tmp_path, "trainer.early_stopping.patience=2", "trainer.early_stopping.min_delta=10", "trainer.steps=90")
+    assert read(tmp_path, "summary.json")["steps"] == 30  # best at 10, then two evaluations without a gain of 10
+    assert read(tmp_path, "summary.json")["best"]["step"] == 10
+    assert read(tmp_path, "status.json")["cause"] == "early stopping"
+
+
+def test_best_and_newest_checkpoints_are_kept(tmp_path):
+    train(tmp_path, "trainer.steps=60", "checkpoint.every=5", "checkpoint.keep=2", "checkpoint.monitor=eval/accuracy", "checkpoint.goal=max")
+    best = int(read(tmp_path, "summary.json")["best"]["step"])
+    kept = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == sorted({best, 55, 60})
+
+
+def test_log_every(tmp_path):
+    train(tmp_path, "trainer.log_every=7")
+    assert [line["step"] for line in lines(tmp_path)] == [7, 10, 14, 20, 21, 28, 30]
+
+
+def test_an_unknown_monitor_is_refused_at_once(tmp_path):
+    with pytest.raises(ConfigError, match="eval/accuracy"):
+        train(tmp_path, "checkpoint.monitor=eval/acc")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=diabetes", "loss=mse", "model=linear"],
+        ["data=diabetes", "loss=quantile", "loss.levels=[0.1,0.5,0.9]"],
+        ["data=diabetes", "loss=gaussian_nll"],
+        ["data=breast_cancer", "loss=binary_crossentropy"],
+        ["data=wine", "loss=binary_crossentropy"],
+        ["data=wine", "loss=mae", "gradient=auto"],
+        ["data=digits", "model=cnn", "loss=stable_mse"],
+        ["data=digits", "loss=cubic"],
+        ["data=synthetic", "loss=huber", "precision=mixed_bfloat16"],
+        ["data=breast_cancer", "data.class_weight=balanced"],
+    ],
+)
+def test_loss_data_and_model_fit_together(tmp_path, overrides):
+    data_steps = ["data.batch_size=32", "trainer.steps=60", "gradient.verify_at_start=true"]
+    assert train(tmp_path, *data_steps, *overrides) == 0
+    metrics = read(tmp_path, "summary.json")["final"]
+    first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
+    assert metrics.keys() > {"eval/loss"}
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert last["loss"] != first["loss"]
+
+
+def test_a_pair_that_cannot_work_names_the_data_that_do(tmp_path):
+    with pytest.raises(ConfigError, match="randhie"):
+        train(tmp_path, "loss=poisson_nll")
+    with pytest.raises(ConfigError, match="breast_cancer, digits"):
+        train(tmp_path, "data=diabetes")
+
+
+def test_a_missing_gradient_mode_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="type gradient=analytic"):
+        train(tmp_path, "loss=cubic", "gradient=auto")
