@@ -143,9 +143,8 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
     _check_sizes(dirs[:-1], available)
     with _hydra(dirs) as loader:
         parser = OverridesParser.create(loader)
-        for_hydra: list[str] = []
-        typed: dict[str, Any] = {}
-        added: set[str] = set()
+        files: list[str] = []  # overrides that decide which files are read, and Hydra's own
+        keys: list[Override] = []
         trusted: tuple[str, ...] = ()
         for text in overrides:
             override = _parse_one(text, parser)
@@ -153,25 +152,31 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
             key, value = override.key_or_group, override.value()
             if key in available:
                 _check_choice(key, text, available[key], dirs)
-                for_hydra.append(text.lstrip("+"))
+                files.append(text.lstrip("+"))
             elif key == "hydra" or override.is_hydra_override():
                 _check_hydra(key, value, text)
-                for_hydra.append(text)
+                files.append(text)
             elif key == "trust" or key.startswith("trust."):
                 trusted = _trusted(key, value, text)
             else:
-                # Every key may be given with or without +: which keys there are is told by the schema and the chosen files.
-                for_hydra.append("++" + text.lstrip("+"))
-                names = {key: value, **_flat(key, value)}
-                typed |= names
-                added |= set(names) if text.startswith("+") else set()
-        composed = _composed_by_hydra(for_hydra)
-        chosen = composed.hydra.runtime.choices
-        choices = {str(group): str(choice) for group, choice in chosen.items() if group in available}
-        listed = _composed_by_hydra([f"{group}={choices[group]}" for group in trust.KINDS if group in choices])
-    _check_plugins(composed.hydra)
-    keys: Any = {group: OmegaConf.to_container(listed[group], resolve=False) if group in listed else {} for group in trust.KINDS}
-    return _Composed(composed, choices, keys, CommandLine(typed, frozenset(added), trusted))
+                keys.append(override)
+        whole = _read(files)
+        choices = {str(group): str(choice) for group, choice in whole.hydra.runtime.choices.items() if group in available}
+        # Another file of the user's own may have added keys to these groups; the shipped ones are tested not to.
+        chosen = whole if config_dir is None else _read([f"{group}={choices[group]}" for group in trust.KINDS if group in choices])
+    listed: Any = {group: OmegaConf.to_container(chosen[group], resolve=False) if group in chosen else {} for group in trust.KINDS}
+    _check_plugins(whole.hydra)
+    typed: dict[str, Any] = {}
+    for override in keys:
+        key, value = override.key_or_group, override.value()
+        with _blaming(str(override.input_line)):
+            # With or without +: which keys there are is told by the schema and the chosen files, in validation.
+            OmegaConf.update(whole, key, value, merge=True, force_add=True)
+        typed |= {key: value, **_flat(key, value)}
+    added = {
+        key for override in keys if override.is_add() or override.is_force_add() for key in _flat(override.key_or_group, override.value())
+    }
+    return _Composed(whole, choices, listed, CommandLine(typed, frozenset(added), trusted))
 
 
 def _validated(composed: _Composed, complete: bool = True) -> DictConfig:
@@ -179,13 +184,20 @@ def _validated(composed: _Composed, complete: bool = True) -> DictConfig:
     return validate(config, composed.listed, composed.choices, composed.command, complete)
 
 
-def _composed_by_hydra(overrides: list[str]) -> DictConfig:
-    try:
+def _read(overrides: list[str]) -> DictConfig:
+    with _blaming("the configuration can't be composed"):
         return compose("config", overrides, return_hydra_config=True)
-    except Exception as error:  # whatever Hydra, OmegaConf or YAML trip over in files and overrides is the configuration's fault
-        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(error).__name__]
-        raise ConfigError(f"the configuration can't be composed: {' '.join(lines[:4])}") from error
+
+
+@contextlib.contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Whatever Hydra, OmegaConf or YAML trip over in files and overrides is the configuration's fault."""
+    try:
+        yield
+    except Exception as error:
+        reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(error).__name__]
+        raise ConfigError(f"{what}: {' '.join(lines[:4])}") from error
 
 
 def _parse_one(text: str, parser: OverridesParser) -> Override:
