@@ -85,6 +85,12 @@ def test_csv_chosen_features_and_several_targets(write):
     assert Csv(path, target=["d", "b"]).kind == "real"
 
 
+def test_csv_names_may_be_numbers(write):
+    path = write("a,5,6\n1,2,3.5\n5,6,7.5\n")
+    assert Csv(path, target=6, features=5).load().features.tolist() == [[2], [6]]
+    assert Csv(path, target=[5, 6]).load().targets.tolist() == [[2, 3.5], [6, 7.5]]
+
+
 def test_csv_leaves_out_columns_without_a_name(write):
     assert list(Csv(write(",a,y\n0,1.5,2.5\n1,3.5,4.5\n"), target="y").load().feature_names) == ["a"]
 

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+import losses
 from trainer import models
+from trainer.data.synthetic import LinearRegression
 from trainer.errors import ConfigError
 
 
@@ -30,6 +32,18 @@ def test_linear_is_linear():
     model.set_weights([kernel, np.ones(3)])
     x = np.array([[[1.0, 2], [3, 4]]], np.float32)
     np.testing.assert_allclose(model(x), x.reshape(1, 4) @ kernel + 1)
+
+
+def test_linear_finds_the_known_coefficients():
+    source = LinearRegression(num_examples=4000, num_features=5, num_targets=2, noise=0.1)
+    examples = source.load()
+    model = models.linear((5,), 2)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=losses.get("mse"))
+    model.fit(examples.features, examples.targets, batch_size=200, epochs=15, verbose=0)
+    kernel, bias = model.get_weights()
+    # The standard error of a coefficient is 0.1 / sqrt(4000) = 0.002; the last steps of SGD add their noise.
+    np.testing.assert_allclose(kernel, source.coefficients, atol=0.02)
+    np.testing.assert_allclose(bias, source.intercept, atol=0.02)
 
 
 def test_variable_paths_are_readable():

@@ -47,7 +47,9 @@ class Csv(Source):
         _check_targets(self.targets)
         if len(self.delimiter) != 1 and self.delimiter != "tab":
             raise ConfigError(f"data.delimiter={self.delimiter!r} must be one character, or tab")
-        if not self._target_names:
+        object.__setattr__(self, "target", _names(self.target))
+        object.__setattr__(self, "features", None if self.features is None else _names(self.features))
+        if not self.target:
             raise ConfigError("data.target=[] must name the column to predict")
 
     @property
@@ -57,15 +59,11 @@ class Csv(Source):
     def load(self) -> Examples:
         return self._contents[1]
 
-    @property
-    def _target_names(self) -> list[str]:
-        return [self.target] if isinstance(self.target, str) else list(self.target)
-
     @functools.cached_property
     def _contents(self) -> tuple[str, Examples]:
         names, rows = open_csv(Path(self.path).expanduser(), "\t" if self.delimiter == "tab" else self.delimiter)
         feature_names = self._feature_names(names)
-        wanted = [*feature_names, *self._target_names, *([self.sample_weight] if self.sample_weight else [])]
+        wanted = [*feature_names, *self.target, *([self.sample_weight] if self.sample_weight else [])]
         columns, lines = read_columns(rows, names, wanted, self.path)
 
         def place(row: int) -> str:
@@ -73,18 +71,18 @@ class Csv(Source):
 
         weights = {self.sample_weight: columns[self.sample_weight].numbers(place)} if self.sample_weight else {}
         ignored = weights[self.sample_weight] == 0 if self.sample_weight else np.zeros(len(lines), bool)
-        label = ", ".join(self._target_names)
-        if len(self._target_names) == 1:
+        label = ", ".join(self.target)
+        if len(self.target) == 1:
             targets = columns[label].values(place)
         else:
-            targets = np.stack([columns[name].numbers(place) for name in self._target_names], axis=1)
+            targets = np.stack([columns[name].numbers(place) for name in self.target], axis=1)
         kind, targets, class_names = _fit_targets(targets, self.targets, ignored, place, f"column {label!r}")
         features, one_hot_names = one_hot(columns, feature_names, place)
         num_classes = len(class_names) if kind == "classes" else None
         return kind, Examples(features, targets, num_classes, weights, one_hot_names, class_names)
 
     def _feature_names(self, names: Sequence[str]) -> list[str]:
-        taken = dict.fromkeys(self._target_names, "data.target")
+        taken = dict.fromkeys(self.target, "data.target")
         if self.sample_weight:
             taken[self.sample_weight] = "data.sample_weight"
         for name, key in {**dict.fromkeys(self.features or (), "data.features"), **taken}.items():
@@ -211,6 +209,11 @@ def _fit_targets(
     numbered = np.zeros(len(targets), np.int32)
     numbered[~missing] = indices
     return kind, numbered, [str(c) if is_text else str(int(c)) for c in classes]
+
+
+def _names(names: object) -> tuple[str, ...]:
+    """One name or several as text: data.target=5 arrives as a number."""
+    return tuple(str(name) for name in (names if isinstance(names, Sequence) and not isinstance(names, str) else [names]))
 
 
 def _check_targets(targets: str) -> None:
