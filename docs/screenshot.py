@@ -18,8 +18,10 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlencode
 
+import numpy as np
 from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
@@ -78,7 +80,7 @@ def chromium(width: int, height: int, scale: float = 1.0) -> Iterator[webdriver.
     """A headless browser with an empty profile; sizes in CSS pixels of `scale` pixels each."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
+        options.binary_location = CHROMIUM or "chromium"
         for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--force-device-scale-factor={scale}"):
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
@@ -108,28 +110,28 @@ def open_cards(driver: webdriver.Chrome, address: str, tags: list[str], smoothin
     pattern = "^(" + "|".join(re.escape(tag) for tag in tags) + ")$"
     driver.get(f"{address}?{urlencode({'tagFilter': pattern, 'smoothing': smoothing})}#timeseries")
 
-    def drawn(_: webdriver.Chrome) -> dict[str, WebElement] | None:
+    def drawn(_: webdriver.Chrome) -> dict[str, WebElement] | Literal[False]:
         cards = {_tag(card): card for card in driver.find_elements(By.TAG_NAME, "scalar-card")}
         if not set(cards) >= set(tags):
-            return None
+            return False
         page = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("HSV")
         pixels = page.width / driver.execute_script("return window.innerWidth")
-        return cards if all(_has_curve(cards[tag], page, pixels) for tag in tags) else None
+        return cards if all(_has_curve(cards[tag], page, pixels) for tag in tags) else False
 
     waiting = WebDriverWait(driver, PATIENCE, poll_frequency=1, ignored_exceptions=[StaleElementReferenceException])
     return waiting.until(drawn, f"TensorBoard does not show a curve of each of {tags}")
 
 
 def _tag(card: WebElement) -> str:
-    return card.find_element(By.CSS_SELECTOR, "tb-truncated-path.tag").get_attribute("title")
+    return card.find_element(By.CSS_SELECTOR, "tb-truncated-path.tag").get_attribute("title") or ""
 
 
 def _has_curve(card: WebElement, page: Image.Image, pixels: float) -> bool:
     """Whether the card's canvas (there is none until its data has come) is colored anywhere: grid and axes are gray."""
     for canvas in card.find_elements(By.TAG_NAME, "canvas"):
-        x, y, width, height = (canvas.rect[key] * pixels for key in ("x", "y", "width", "height"))
-        saturation = page.crop((round(x), round(y), round(x + width), round(y + height))).getchannel("S")
-        return width > 0 and saturation.getextrema()[1] > 100
+        x, y, width, height = (round(canvas.rect[key] * pixels) for key in ("x", "y", "width", "height"))
+        saturation = page.crop((x, y, x + width, y + height)).getchannel("S")
+        return width > 0 and bool(np.asarray(saturation).max() > 60)  # of 255; the palest color has 90
     return False
 
 
