@@ -155,7 +155,7 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
                 files.append(text.lstrip("+"))
             elif key == "hydra" or override.is_hydra_override():
                 _check_hydra(key, value, text)
-                files.append(text)
+                files.append(text.lstrip("+"))
             elif key == "trust" or key.startswith("trust."):
                 trusted = _trusted(key, value, text)
             else:

@@ -17,8 +17,8 @@ norms of every step are in TensorBoard.
 """
 
 _USAGE = """
-usage: gradtrain [GROUP=CHOICE ...] [KEY=VALUE ...]   train (python -m trainer is the same)
-       gradtrain -m KEY=VALUE,VALUE ...               train every combination, each in a fresh process
+usage: gradtrain [GROUP=CHOICE ...] [KEY=VALUE ...]   trains; python -m trainer is the same
+       gradtrain -m KEY=VALUE,VALUE ...               trains every combination, one by one
 """
 
 _OVERRIDES = {
@@ -49,7 +49,8 @@ _OPTIONS = {
 _MORE = """
 A loss, a model or data of your own:  gradtrain --config-dir DIR loss=mine trust=[my_package]
 Look at runs:  tensorboard --logdir outputs
-Every key:     gradtrain --cfg job; what each means is in the comments of {conf}
+Every key:     gradtrain --cfg job; what each means is in the comments of the files in
+               {conf}
 """
 
 

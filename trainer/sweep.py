@@ -30,6 +30,7 @@ from trainer.progress import say
 
 _MAX_NAME = 100  # characters of a job's directory name
 _MAX_JOBS = 10_000
+_MAX_CAUSE = 2_000  # characters; a pipe that nobody reads yet holds more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _run_one(job: Job, signals: _Forwarding) -> Outcome:
     signals.started(process)
     process.join()
     status, summary = (_read(job.run_dir / name) for name in ("status.json", "summary.json"))
-    cause = receiver.recv_bytes().decode() if _has_message(receiver) else ""
+    cause = _received(receiver)
     if process.exitcode == 0:
         return Outcome("done", summary=summary)
     if process.exitcode is not None and process.exitcode < 0:
@@ -186,11 +187,11 @@ def _run_one(job: Job, signals: _Forwarding) -> Outcome:
     return Outcome(state, cause or str(status.get("cause") or f"exit status {process.exitcode}"), summary)
 
 
-def _has_message(receiver: multiprocessing.connection.Connection) -> bool:
+def _received(receiver: multiprocessing.connection.Connection) -> str:
     try:
-        return receiver.poll()
-    except (EOFError, OSError):
-        return False
+        return receiver.recv_bytes().decode() if receiver.poll() else ""
+    except EOFError:  # the job ended without a word
+        return ""
 
 
 def _work(job: Job, sender: multiprocessing.connection.Connection) -> None:
@@ -198,18 +199,22 @@ def _work(job: Job, sender: multiprocessing.connection.Connection) -> None:
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     setup_globals()  # the resolver of ${now:...}
+
+    def send(cause: str) -> None:
+        sender.send_bytes("; ".join(cause.splitlines())[:_MAX_CAUSE].encode())
+
     try:
         from trainer import job as job_module
 
         exit_code = job_module.run(job)
     except SystemExit as error:
-        sender.send_bytes(f"sys.exit({error.code!r}) was called".encode())
+        send(f"sys.exit({error.code!r}) was called")
         exit_code = error.code if isinstance(error.code, int) and error.code else 1
     except UserError as error:  # the sweep prints the line
-        sender.send_bytes(describe(error).encode())
+        send(describe(error))
         exit_code = error.exit_code
     except BaseException as error:
-        sender.send_bytes(describe(error).encode())
+        send(describe(error))
         exit_code = report(error)
     sys.exit(exit_code)
 

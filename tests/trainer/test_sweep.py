@@ -1,0 +1,207 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import trainer
+from trainer import cli, sweep
+from trainer.errors import ConfigError
+
+ROOT = Path(trainer.__file__).parents[1]
+
+# Takes the place of trainer.job in the processes of a sweep, which import sitecustomize at their start.
+FAKE_JOB = """
+    import json, os, signal, sys, time, types
+
+    def run(job):
+        from trainer.errors import DataError
+        seed, path = job.config.seed, job.run_dir
+        path.mkdir(parents=True)
+        (path / "pid").write_text(str(os.getpid()))
+        print("training", seed, flush=True)
+        if seed == 1: raise ValueError("out of luck")
+        if seed == 2: sys.exit(7)
+        if seed == 3: os.kill(os.getpid(), signal.SIGKILL)
+        if seed == 4: raise DataError("row 5 holds NaN")
+        if seed == 5: sys.exit(0)
+        if seed == 6:
+            caught = []
+            signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+            signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+            (path / "ready").touch()
+            while not caught:
+                time.sleep(0.01)
+            (path / "caught").write_text(" ".join(map(str, caught)))
+            return 128 + caught[0]
+        summary = {"steps": 10, "wall_seconds": 1.5, "steps_per_second": 6.7, "final": {"loss": 0.25, "eval/accuracy": 0.5 + seed / 100}}
+        (path / "summary.json").write_text(json.dumps(summary))
+        return 0
+
+    sys.modules["trainer.job"] = types.SimpleNamespace(run=run)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    """An empty current folder; the jobs of sweeps started there run FAKE_JOB."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "sitecustomize.py").write_text(textwrap.dedent(FAKE_JOB))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), str(ROOT)]))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return tmp_path / "empty"
+
+
+def names(*overrides: str) -> list[str]:
+    return [job.run_dir.name for job in sweep.expand(overrides)]
+
+
+def test_every_combination_has_its_directory():
+    jobs = sweep.expand(["loss=mse", "gradient=auto,analytic", "seed=range(1,3)", "hydra.sweep.dir=here"])
+    assert [str(job.run_dir) for job in jobs] == [
+        "here/loss-mse_gradient-auto_seed-1",
+        "here/loss-mse_gradient-auto_seed-2",
+        "here/loss-mse_gradient-analytic_seed-1",
+        "here/loss-mse_gradient-analytic_seed-2",
+    ]
+    assert [(job.config.gradient.mode, job.config.seed) for job in jobs] == [("auto", 1), ("auto", 2), ("analytic", 1), ("analytic", 2)]
+    assert jobs[0].overrides == ("loss=mse", "gradient=auto", "seed=1", "hydra.sweep.dir=here")
+
+
+def test_the_default_directory_is_one_for_all():
+    jobs = sweep.expand(["seed=1,2"])
+    assert len({job.run_dir.parent for job in jobs}) == 1
+    assert jobs[0].run_dir.parts[:2] == ("outputs", "sweeps")
+
+
+def test_names_hold_nothing_that_trips(monkeypatch):
+    assert names() == ["default"]
+    assert names("trust=[a]", "seed=1") == ["seed-1"]
+    assert len(names("seed=1,1,2")) == 2
+    odd = names("data=csv", "data.target=y", "data.path='a/b=c.csv','a b=c.csv'")
+    assert len(set(odd)) == 2
+    assert all("=" not in name and "/" not in name and " " not in name for name in odd)
+    (long,) = names("data=csv", "data.target=y", f"data.path={'x' * 300}")
+    assert len(long) < 120
+
+
+def test_choices_are_found_by_pattern():
+    assert names("gradient=glob(*)") == ["gradient-analytic", "gradient-auto"]
+
+
+@pytest.mark.fault
+def test_a_secret_names_no_directory(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: my_package.Rows\napi_token: ''\n")
+    jobs = sweep.expand(["data=mine", "data.api_token=hunter2,hunter3", "trust=[my_package]"], tmp_path)
+    assert [job.run_dir.name for job in jobs] == ["data-mine_data.api_token-1", "data-mine_data.api_token-2"]
+
+
+def test_bad_jobs_are_listed_and_none_starts(capsys):
+    with pytest.raises(ConfigError, match="2 of 3 jobs can't be run, as listed; none was started"):
+        sweep.expand(["trainer.log_every=0,1,x"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["trainer.log_every=0", "trainer.log_every=x"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["loss=nope", "seed=1,2"], "there is no such loss"),
+        (["hydra.run.dir=x", "seed=1,2"], "type hydra.sweep.dir="),
+        (["hydra.sweep.dir=x,y"], "can't be swept"),
+        (["seed=interval(0,1)"], "range"),
+        (["seed=range(0,1000000)"], "more than 10000"),
+        (["hydra.sweep.dir=../x", "seed=1,2"], "hydra.sweep.dir"),
+        (["seed=[1"], "can't be read"),
+    ],
+)
+def test_sweeps_that_are_refused(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        sweep.expand(overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_failing_jobs_show_themselves_and_leave_the_others_running(fake, capfd):
+    assert cli.main(["-m", "seed=0,1,2,3,4,5,7", "hydra.sweep.dir=here"]) == 1
+    out, err = capfd.readouterr()
+    failures = [line for line in err.splitlines() if line.startswith("[")]
+    assert failures == [
+        "[2/7] seed=1 failed: ValueError: out of luck  (here/seed-1)",
+        "[3/7] seed=2 failed: sys.exit(7) was called  (here/seed-2)",
+        "[4/7] seed=3 failed: killed by SIGKILL  (here/seed-3)",
+        "[5/7] seed=4 failed: row 5 holds NaN  (here/seed-4)",
+        "[6/7] seed=5 failed: sys.exit(0) was called  (here/seed-5)",
+    ]
+    assert "Traceback" in err
+    assert out.index("training 7") > out.index("[7/7] seed=7")
+    table = [line.split() for line in out.partition("job ")[2].splitlines()]
+    assert table[0] == ["state", "steps", "loss", "eval/accuracy", "steps/s", "seconds"]
+    assert ["seed=0", "done", "10", "0.25", "0.5", "6.7", "1.5"] in table
+    assert ["seed=7", "done", "10", "0.25", "0.57", "6.7", "1.5"] in table
+    assert ["seed=3", "failed"] in table
+    assert "2 of 7 jobs done, in here" in out
+
+
+@pytest.mark.slow
+def test_a_sweep_without_failures(fake, capfd):
+    assert cli.main(["-m", "seed=0,7", "loss=mse"]) == 0
+    assert capfd.readouterr().err == ""
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_job_once_and_the_sweep_after_it(fake, number):
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "-m", "seed=6,0", "hydra.sweep.dir=here"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job_dir = fake / "here" / "seed-6"
+    _wait_for(job_dir / "ready")
+    parent.send_signal(number)
+    out, err = parent.communicate(timeout=60)
+    assert parent.returncode == 128 + number
+    assert (job_dir / "caught").read_text() == str(int(number))
+    assert "seed=6 stopped" in err
+    assert "not run" in out
+    assert not (fake / "here" / "seed-0").exists()
+    assert not _is_alive(int((job_dir / "pid").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_a_sweep_that_is_killed_leaves_no_orphan(fake):
+    parent = subprocess.Popen([sys.executable, "-m", "trainer", "-m", "seed=6,0", "hydra.sweep.dir=here"], stdout=subprocess.DEVNULL)
+    job_dir = fake / "here" / "seed-6"
+    _wait_for(job_dir / "ready")
+    parent.kill()
+    parent.wait(timeout=60)
+    _wait_for(job_dir / "caught")
+    assert (job_dir / "caught").read_text() == str(int(signal.SIGTERM))
+
+
+def _wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
