@@ -1,9 +1,5 @@
 """Two logical CPUs for every test: replicas need them, and TensorFlow divides the CPU only before it starts."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import tensorflow as tf
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)

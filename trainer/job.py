@@ -64,7 +64,8 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
         return False
     if resume == "never":
         raise ConfigError(f"resume=never: {run.path} already holds a run; type another hydra.run.dir, or resume=auto to go on")
-    if not run.file("metrics.jsonl").exists():  # it ended before its first step: nothing to go on with, nothing to lose
+    metrics = run.file("metrics.jsonl")
+    if not metrics.exists() or metrics.stat().st_size == 0:  # it ended before its first step: nothing to go on with, nothing to lose
         return False
     before = stored.read_text(encoding="utf-8")
     if differing := rundir.differing_keys(before, config):
