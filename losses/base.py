@@ -33,6 +33,8 @@ TARGETS = ("real", "binary", "counts", "classes", "class_weights", "series", "no
 class LossError(ValueError):
     """A loss, or what was given to it, breaks the contract; the message says which, where, and what was expected."""
 
+    __init__ = Exception.__init__  # autograph raises an exception with any other one as its own StagingError
+
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
@@ -188,7 +190,7 @@ class Loss:
                 )
             return _pinned(g, p.shape, lambda: tf.shape(p))
 
-        return _map_entries(checked, y_pred)
+        return map_entries(checked, y_pred)
 
     def _refuse_second_order(self, gradient: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
@@ -220,8 +222,8 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
     if mode not in loss.modes:
         have = " and ".join(loss.modes) or "none"
         raise LossError(f"loss {loss.name} has no gradient mode {mode!r}: it has {have}")
-    y_pred = tf.nest.map_structure(tf.convert_to_tensor, y_pred)
-    y_true = tf.nest.map_structure(tf.convert_to_tensor, y_true) if y_true is not None else None
+    y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
+    y_true = map_entries(lambda _, y: tf.convert_to_tensor(y), y_true) if y_true is not None else None
     for key, p in _entries(y_pred):
         where = f" {key}" if key is not None else ""
         if not p.dtype.is_floating:
@@ -248,7 +250,7 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
         mask = _pinned(mask, first.shape[:1], lambda: tf.shape(first)[:1])
         # Masking the inputs too: a NaN that only the value is masked for would still reach the gradient as 0 * NaN.
         y_true = tf.nest.map_structure(lambda y: _masked(mask, y), y_true) if y_true is not None else None
-        y_pred = _map_entries(lambda key, p: p if key in loss.shared else _masked(mask, p), y_pred)
+        y_pred = map_entries(lambda key, p: p if key in loss.shared else _masked(mask, p), y_pred)
     # Forward-mode differentiation ignores a custom gradient that is not inside a tf.function.
     evaluate = _evaluate_in_graph if tf.executing_eagerly() else _evaluate
     value = evaluate(loss, mode, y_true, y_pred, mask if loss.coupled else None)
@@ -303,7 +305,7 @@ def _entries(tensors: Tensors) -> list[tuple[str | None, tf.Tensor]]:
     return sorted(tensors.items()) if isinstance(tensors, dict) else [(None, tensors)]
 
 
-def _map_entries(function: Callable, tensors: Tensors) -> Tensors:
+def map_entries(function: Callable, tensors: Tensors) -> Tensors:
     if isinstance(tensors, dict):
         return {key: function(key, tensor) for key, tensor in tensors.items()}
     return function(None, tensors)

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, LossError, Tensors, cast_target, per_example
+from losses.base import Loss, LossError, Tensors, cast_target, map_entries, per_example
 from losses.probes import Arrays, Function, Probes, entries, probe
 
 RELATIVE = 3e-4  # an error of 0.1% must show
@@ -52,11 +52,11 @@ def verify(loss: Loss, y_true: Tensors, y_pred: Tensors, seed: int = 0) -> Repor
 
 
 def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generator) -> Report:
-    y_pred = tf.nest.map_structure(tf.convert_to_tensor, y_pred)
+    y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
     first = next(p for key, p in entries(y_pred).items() if key not in loss.shared)
     working, compute = first.dtype, tf.float64 if first.dtype == tf.float64 else tf.float32
     if y_true is not None:
-        y_true = tf.nest.map_structure(lambda y: cast_target(loss, tf.convert_to_tensor(y), compute), y_true)
+        y_true = map_entries(lambda _, y: cast_target(loss, tf.convert_to_tensor(y), compute), y_true)
     if not first.shape[0]:
         return Report(True, f"loss {loss.name}: an empty batch, nothing to check")
     dy = (rng.uniform(0.5, 1.5, first.shape[0]) * rng.choice([-1, 1], first.shape[0])).astype(np.float32)
@@ -142,7 +142,7 @@ def _guess(probes: Probes, name: str, checked: np.ndarray) -> str:
     clear = checked & (np.abs(probes.expected) > 1e-3 * probes.largest) & np.isfinite(probes.found[name])
     if clear.sum() < 2:
         return ""
-    dy = np.broadcast_to(probes.dy, clear.shape)[clear]
+    dy = np.broadcast_to(probes.dy if len(probes.examples) else 1.0, clear.shape)[clear]
     factors = probes.found[name][clear] / probes.expected[clear]
 
     def alike(numbers: np.ndarray) -> bool:

@@ -27,5 +27,13 @@ def along(line: Callable[[np.ndarray], np.ndarray], noise: np.ndarray) -> tuple[
         bend = np.abs(plus + minus - 2 * center) / steps  # between the one-sided slopes; at a kink it does not shrink with the step
         error = np.abs(extrapolated - central[1:]) + bend[1:] + 2 * noise / steps[1:]
     error = np.where(np.isfinite(error), error, np.inf)
-    best = np.argmin(error, axis=0)[np.newaxis]
-    return np.take_along_axis(extrapolated, best, axis=0)[0], np.take_along_axis(error, best, axis=0)[0]
+    best = np.argmin(error, axis=0)
+    columns = np.arange(len(best))
+    # Far from a kink values may saturate and seem smooth again: the smallest step that sees a bend has the last word, unless the
+    # next one would have seen it too, had it been a kink at 0.
+    sees = np.where(bend[1:] * steps[1:] > 4 * noise, np.arange(1, len(STEPS))[:, np.newaxis], 0).max(axis=0)
+    kink = bend[sees, columns]
+    hidden_from_next = (kink * STEPS[np.minimum(sees + 1, len(STEPS) - 1)] <= 8 * noise) | (sees == len(STEPS) - 1)
+    kinked = (sees > 0) & hidden_from_next & (kink > error[best, columns])
+    derivative = np.where(kinked, central[sees, columns], extrapolated[best, columns])
+    return derivative, np.where(kinked, kink, error[best, columns])
