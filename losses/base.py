@@ -251,9 +251,13 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
         # Masking the inputs too: a NaN that only the value is masked for would still reach the gradient as 0 * NaN.
         y_true = tf.nest.map_structure(lambda y: _masked(mask, y), y_true) if y_true is not None else None
         y_pred = map_entries(lambda key, p: p if key in loss.shared else _masked(mask, p), y_pred)
-    # Forward-mode differentiation ignores a custom gradient that is not inside a tf.function.
-    evaluate = _evaluate_in_graph if tf.executing_eagerly() else _evaluate
-    value = evaluate(loss, mode, y_true, y_pred, mask if loss.coupled else None)
+    dims = tuple(tuple(t.shape) if key in loss.shared else tuple(t.shape[1:]) for key, t in _entries(y_pred))
+    try:
+        function = _function(loss, mode, dims)
+    except TypeError as error:
+        raise LossError(f"loss {loss.name}: hyperparameters must be hashable, a tuple instead of a list: {error}") from error
+    # A function, in a graph too: forward-mode differentiation ignores a custom gradient that is not inside one.
+    value = function(y_true, y_pred, mask if loss.coupled else None)
     return value if mask is None else _masked(mask, value)
 
 
@@ -287,18 +291,9 @@ def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.
 
 
 @functools.lru_cache(maxsize=256)
-def _graph(loss: Loss, mode: str, dims: tuple) -> Callable:
-    # One function for each `dims`: reduce_retracing may then make no axis unknown but the batch.
+def _function(loss: Loss, mode: str, dims: tuple) -> Callable:
+    # One for each `dims`: reduce_retracing may then make no axis unknown but the batch.
     return tf.function(functools.partial(_evaluate, loss, mode), reduce_retracing=True, autograph=False)
-
-
-def _evaluate_in_graph(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
-    dims = tuple(tuple(t.shape) if key in loss.shared else tuple(t.shape[1:]) for key, t in _entries(y_pred))
-    try:
-        graph = _graph(loss, mode, dims)
-    except TypeError as error:
-        raise LossError(f"loss {loss.name}: hyperparameters must be hashable, a tuple instead of a list: {error}") from error
-    return graph(y_true, y_pred, mask)
 
 
 def _entries(tensors: Tensors) -> list[tuple[str | None, tf.Tensor]]:

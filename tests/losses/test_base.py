@@ -257,17 +257,23 @@ def test_last_axis_stays_known_whatever_was_called_before():
         assert gradient_of(Square(), "analytic", tf.zeros([5 + dim, dim]), tf.ones([5 + dim, dim])).shape == (5 + dim, dim)
 
 
-@pytest.mark.parametrize("how", ["eager", "graph"])
+@pytest.mark.parametrize("how", ["eager", "graph", "inside a graph"])
 @pytest.mark.parametrize(("mode", "factor"), [("auto", 1), ("analytic", 3)])
 def test_forward_mode_uses_the_gradient_of_the_mode(mode, factor, how):
     y, p = data()
     direction = data()[1] + 1
     function = functools.partial(per_example, Square(), mode)
-    function = function if how == "eager" else tf.function(function)
-    with tf.autodiff.ForwardAccumulator(p, direction) as accumulator:
-        value = function(y, p)
-    expected = factor * tf.reduce_mean(2 * (p - y) * direction, axis=-1)
-    np.testing.assert_allclose(accumulator.jvp(value), expected, rtol=1e-5)
+
+    def slope(evaluate):
+        with tf.autodiff.ForwardAccumulator(p, direction) as accumulator:
+            value = evaluate(y, p)
+        return accumulator.jvp(value)
+
+    if how == "inside a graph":
+        found = tf.function(lambda: slope(function))()
+    else:
+        found = slope(function if how == "eager" else tf.function(function))
+    np.testing.assert_allclose(found, factor * tf.reduce_mean(2 * (p - y) * direction, axis=-1), rtol=1e-5)
 
 
 def test_unhashable_hyperparameter_is_refused():
