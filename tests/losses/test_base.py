@@ -207,6 +207,17 @@ def test_nan_target_of_weight_zero(mode):
     np.testing.assert_allclose(gradient, tf.where(mask[:, None], gradient_of(Square(), mode, y, p), 0))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_gradient_flows_into_targets(mode):
+    y, p = data()
+    with tf.GradientTape() as tape:
+        tape.watch([y, p])
+        value = per_example(Square(), mode, y, p)
+    into_target, into_prediction = tape.gradient(value, [y, p])
+    assert into_target is None
+    assert into_prediction is not None
+
+
 def test_example_of_dy_zero_stays_zero_where_its_gradient_overflows():
     y, p = data()
     loss = faulty(lambda g: g / 0)
