@@ -8,6 +8,7 @@ A directory counts only if its manifest and checksum hold; the newest that does 
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -88,14 +89,14 @@ def load(path: Path) -> Snapshot:
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         content = (path / _ARRAYS).read_bytes()
-        expected = manifest["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise CheckpointError(f"{path / _ARRAYS} is damaged: its {len(content)} bytes (of {manifest['size']}) don't have the checksum in {_MANIFEST}")
-    with np.load(path / _ARRAYS, allow_pickle=False) as stored:
-        arrays = {name: _typed(stored[name], dtype) for name, dtype in manifest["dtypes"].items()}
-    return Snapshot(manifest["step"], arrays, manifest["state"])
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+            size = f"{len(content)} of {manifest['size']} bytes"
+            raise CheckpointError(f"{path / _ARRAYS} is damaged: its {size} don't have the checksum that {_MANIFEST} names")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: _typed(stored[name], dtype) for name, dtype in manifest["dtypes"].items()}
+        return Snapshot(manifest["step"], arrays, manifest["state"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def clean(folder: Path) -> None:

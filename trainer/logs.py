@@ -13,7 +13,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Recorder:
         self._tags = tags
         path = folder / "metrics.jsonl"
         _drop_after(path, last_step)
-        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 -- closed in __exit__
+        self._lines = path.open("ab", buffering=0)
         self._events = EventFile(folder / "tensorboard", last_step) if tensorboard else None
         self._template = "{" + '"step": %d, ' + ", ".join(f"{json.dumps(tag)}: %.9g" for tag in tags)  # %.9g: a float32 to the bit
         self._queue: queue.Queue[Any] = queue.Queue(_QUEUED_CHUNKS)
@@ -47,7 +47,7 @@ class Recorder:
         self._thread.join()
         self._lines.close()
         if self._events:
-            self._events.close()
+            self._attempt(self._events.close)
 
     def put(self, steps: np.ndarray, rows: np.ndarray, evaluation: dict[str, float]) -> None:
         """Hands over rows float32 [n, len(tags)] of `steps` int [n]; `evaluation` belongs to the last of them."""
@@ -56,21 +56,21 @@ class Recorder:
     def flush(self) -> None:
         """Returns when all that was handed over is on the disk."""
         self._queue.join()
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
-        if self._events:
-            self._events.flush()
+        self._attempt(os.fsync, self._lines.fileno())
 
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            try:
-                self._write(*item)
-            except (OSError, tf.errors.OpError) as error:
-                if not self._failed:  # one warning, not one a step: training is worth more than its record
-                    print(f"warning: metrics can't be written: {error}; training goes on", file=sys.stderr, flush=True)
-                self._failed = True
-            finally:
-                self._queue.task_done()
+            self._attempt(self._write, *item)
+            self._queue.task_done()
+
+    def _attempt(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Training is worth more than its record: what can't be written is one warning, not one a step."""
+        try:
+            function(*arguments)
+        except (OSError, tf.errors.OpError) as error:
+            if not self._failed:
+                print(f"warning: metrics can't be written: {error}; training goes on", file=sys.stderr, flush=True)
+            self._failed = True
 
     def _write(self, steps: np.ndarray, rows: np.ndarray, evaluation: dict[str, float], wall_time: float) -> None:
         lines = [self._template % (step, *row) for step, row in zip(steps.tolist(), rows.tolist(), strict=True)]
@@ -79,8 +79,7 @@ class Recorder:
             lines[i] = json.dumps(values)[:-1]
         if evaluation:
             lines[-1] += ", " + json.dumps({tag: _plain(value) for tag, value in evaluation.items()})[1:-1]
-        self._lines.write("".join(f"{line}}}\n" for line in lines))
-        self._lines.flush()
+        self._lines.write("".join(f"{line}}}\n" for line in lines).encode())
         if self._events:
             self._events.write(self._tags, steps, rows, wall_time)
             if evaluation:
@@ -150,13 +149,17 @@ def _plain(value: float) -> float | str:
 
 
 def _drop_after(path: Path, last_step: int) -> None:
+    """Leaves the whole lines of steps up to `last_step`."""
     if not path.exists():
         return
-    kept = bytearray()
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
-            break
-        kept += line
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if 0 < _step_of(line) <= last_step]
     temporary = path.with_name(".metrics.jsonl.tmp")
-    temporary.write_bytes(kept)
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
+
+
+def _step_of(line: bytes) -> int:
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else 0
+    except (ValueError, KeyError, TypeError):
+        return 0  # cut off, by a kill or a full disk

@@ -55,7 +55,8 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
         settings: `schema.Data`.
 
     Features, and real targets, are standardised to mean 0 and standard deviation 1 of the training part (a constant column
-    only to mean 0). An example of weight 0 takes no part, whatever it holds.
+    only to mean 0): features [n, columns] column by column, those with more axes channel by channel, the last axis. An example of
+    weight 0 takes no part, whatever it holds.
     """
     weights = _sample_weights(examples, settings.sample_weight)
     examples.check(weights, kind=kind)
@@ -66,8 +67,9 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
             f"type at most data.batch_size={len(train)}"
         )
     counted = train if weights is None else train[weights[train] > 0]
-    if len(counted) == 0:
-        raise DataError(f"data.sample_weight={settings.sample_weight} gives every training example the weight 0")
+    for name, rows in (("training", train), ("evaluation", evaluation)):
+        if weights is not None and not weights[rows].any():
+            raise DataError(f"data.sample_weight={settings.sample_weight} gives every {name} example the weight 0")
     features = np.asarray(examples.features, np.float64)
     targets, scale = _targets(examples, want), np.ones(1)
     if settings.standardize:
@@ -117,11 +119,7 @@ def _sample_weights(examples: Any, column: str | None) -> np.ndarray | None:
     if column not in examples.weights:
         have = ", ".join(sorted(examples.weights)) or "none"
         raise ConfigError(f"data.sample_weight={column}: the data has no such weight column; it has {have}")
-    weights = np.asarray(examples.weights[column], np.float64)
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise DataError(f"sample weight {column} of example {bad[0]} is {weights[bad[0]]}: weights must be finite and at least 0")
-    return weights
+    return np.asarray(examples.weights[column], np.float64)
 
 
 def _targets(examples: Any, want: str) -> np.ndarray:
