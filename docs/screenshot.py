@@ -1,8 +1,10 @@
 """Makes a picture of runs as TensorBoard shows them, in headless Chromium.
 
-    python docs/screenshot.py NAME=RUN [NAME=RUN...] --tags loss,grad_norm/global,eval/accuracy --out docs/tensorboard.png
+    python -m trainer loss=stable_mse gradient=auto seed=1 trainer.eval_every=45 hydra.run.dir=outputs/auto
+    python -m trainer loss=stable_mse gradient=analytic seed=1 trainer.eval_every=45 hydra.run.dir=outputs/analytic
+    python docs/screenshot.py outputs/auto outputs/analytic --smoothing 0.8 --out docs/tensorboard.png
 
-RUN is a run directory, NAME its name in the legend (the directory's own where left out).
+make the README's. A run may be given as NAME=DIRECTORY, to choose its name in the legend.
 """
 
 import argparse
