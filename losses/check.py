@@ -26,6 +26,7 @@ class Report:
     ok: bool
     message: str  # what was checked, or what is wrong, where, and both values
     auto_message: str = ""  # how gradient=auto compares; empty for a loss without it
+    auto_agrees: bool = True  # with the differences; also for a loss without it
     max_error: float = 0.0  # the largest relative error of a derivative checked
     num_checked: int = 0  # derivatives
     num_inconclusive: int = 0  # derivatives that differences don't tell to 0.1%: at kinks, or where rounding hides them
@@ -103,13 +104,13 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
             if name != exact:
                 message += ". In float64 the same formula is right: rewrite it so that it keeps its digits"
             auto = _compare_auto(loss, probes, names, auto_wrong, function, analytic_right=False)
-            return Report(False, message + note, auto, max_error, num_checked, num_inconclusive)
+            return Report(False, message + note, auto, not auto_wrong.any(), max_error, num_checked, num_inconclusive)
     message = f"loss {loss.name}: the analytic gradient agrees with differences of {function.what} at {num_checked} derivatives"
     message += f", largest relative error {max_error:.1e}" if num_checked else ", so that it is not proved"
     if num_inconclusive:
         message += f"; {num_inconclusive} lie at kinks or are lost in rounding, and none contradicts"
     auto = _compare_auto(loss, probes, names, auto_wrong, function, analytic_right=True)
-    return Report(True, message + note, auto, max_error, num_checked, num_inconclusive)
+    return Report(True, message + note, auto, not auto_wrong.any(), max_error, num_checked, num_inconclusive)
 
 
 def _gradient(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, dy: np.ndarray) -> Arrays:

@@ -52,9 +52,6 @@ class FunctionLoss(Loss):
     def value(self, y_true: Tensors, y_pred: Tensors) -> tf.Tensor:
         return self.function(y_true, y_pred)
 
-    def check_shapes(self, y_true: Tensors, y_pred: Tensors) -> None:
-        """Any: the function alone knows."""
-
 
 def devices() -> list[str]:
     """The names of the devices that TensorFlow sees."""

@@ -216,7 +216,6 @@ def _verify(job: Job, learner: Any, data: Any, order: Any) -> str:
     predictions = learner.model(data.train.features[rows], training=False)
     report = check.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
     if not report.ok:
-        raise ConfigError(report.message)
-    if report.auto_message:
-        say(report.auto_message)
-    return report.message
+        raise ConfigError(f"{report.message}. The run has not begun; python -m trainer gradient=auto trains by the tape instead")
+    say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
+    return f"{report.num_checked} derivatives agree, {report.num_inconclusive} inconclusive, largest relative error {report.max_error:.1e}"

@@ -36,6 +36,7 @@ class Recorder:
         self._template = "{" + '"step": %d, ' + ", ".join(f"{json.dumps(tag)}: %.9g" for tag in tags)  # %.9g: a float32 to the bit
         self._queue: queue.Queue[Any] = queue.Queue(_QUEUED_CHUNKS)
         self._failed = False
+        self._bug: Exception | None = None
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
 
@@ -56,12 +57,18 @@ class Recorder:
     def flush(self) -> None:
         """Returns when all that was handed over is on the disk."""
         self._queue.join()
+        if self._bug:
+            raise self._bug
         self._attempt(os.fsync, self._lines.fileno())
 
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            self._attempt(self._write, *item)
-            self._queue.task_done()
+            try:
+                self._attempt(self._write, *item)
+            except Exception as error:  # not of the disk: a bug, raised where the loop sees it
+                self._bug = error
+            finally:
+                self._queue.task_done()
 
     def _attempt(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Training is worth more than its record: what can't be written is one warning, not one a step."""
