@@ -115,6 +115,9 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         state, compiled = State(**snapshot.state["loop"]), snapshot.state["compile"]
         if snapshot.state["gradient_mode"] != learner.gradient_mode:
             say(f"the run went by gradient={snapshot.state['gradient_mode']} until step {state.step}; from here by gradient={learner.gradient_mode}")
+        if state.step >= steps:
+            say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {steps} are asked for; type more trainer.steps")
+            return 0, "finished"
         say(f"going on from step {state.step} of {steps} in {run.path}")
     if settings.eval_every and saving.monitor not in metric_names(data.task):
         raise ConfigError(f"checkpoint.monitor={saving.monitor}: evaluation gives {', '.join(metric_names(data.task))}; type one of these")

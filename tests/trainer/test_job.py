@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from trainer import checkpoints, config, job
-from trainer.errors import CheckpointError, ConfigError, DivergedError
+from trainer.errors import CheckpointError, ConfigError, DataError, DivergedError
 
 QUICK = ("trainer.steps=30", "trainer.eval_every=10", "gradient.verify_at_start=false", "trainer.steps_per_call=8", "trainer.compile=graph")
 
@@ -100,6 +101,15 @@ def test_resuming_a_finished_run_does_nothing(tmp_path, capsys):
     assert (tmp_path / "summary.json").read_text() == before
 
 
+def test_fewer_steps_than_done_are_nothing_to_do(tmp_path, capsys):
+    train(tmp_path)
+    before = (tmp_path / "summary.json").read_text()
+    assert train(tmp_path, "trainer.steps=20") == 0
+    assert "has done 30 steps" in capsys.readouterr().out
+    assert (tmp_path / "summary.json").read_text() == before
+    assert len(lines(tmp_path)) == 30
+
+
 def test_another_model_is_not_continued(tmp_path):
     train(tmp_path)
     with pytest.raises(ConfigError, match=r"model\.hidden"):
@@ -143,6 +153,55 @@ def test_replicas_give_what_one_device_gives(tmp_path):
     train(tmp_path / "two", *overrides, "strategy=cpu_sim", "strategy.num_devices=2")
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=2e-5), one["step"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(len(tf.config.list_physical_devices("GPU")) < 2, reason="needs two GPUs")
+def test_two_gpus_give_what_one_gives(tmp_path):
+    overrides = ("optimizer=sgd", "optimizer.learning_rate=0.5", "trainer.clip_norm=0.2", "trainer.steps=60")
+    train(tmp_path / "one", *overrides, "strategy=one_device")
+    train(tmp_path / "two", *overrides, "strategy=mirrored", "strategy.num_devices=2")
+    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=2e-5), one["step"]
+
+
+def test_what_a_strategy_cannot_do_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="type a multiple"):
+        train(tmp_path / "a", "strategy=cpu_sim", "data.batch_size=33")
+    with pytest.raises(ConfigError, match="one replica only"):
+        train(tmp_path / "b", "strategy=cpu_sim", "trainer.compile=chunk")
+    with pytest.raises(ConfigError, match="strategy=auto"):
+        train(tmp_path / "c", "strategy=mirrored", "strategy.num_devices=64")
+    with pytest.raises(ConfigError, match="in a process of its own"):
+        train(tmp_path / "d", "strategy=cpu_sim", "strategy.num_devices=3")
+
+
+def test_the_rule_of_compile(tmp_path):
+    for name, overrides, expected in [
+        ("dense", [], "chunk"),
+        ("convolutions", ["model=cnn", "trainer.steps=1"], "graph"),
+        ("host", ["loss=cubic"], "graph"),
+        ("replicas", ["strategy=cpu_sim"], "graph"),
+    ]:
+        train(tmp_path / name, "trainer.compile=auto", *overrides)
+        assert read(tmp_path / name, "summary.json")["compile"] == expected
+    with pytest.raises(ConfigError, match="type trainer.compile=graph"):
+        train(tmp_path / "refused", "trainer.compile=chunk", "loss=cubic")
+
+
+def test_an_unweighted_row_may_hold_anything(tmp_path):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(80, 4))
+    table[:, 3] = table[:, :2] @ [1, 2]
+    weights = np.where(rng.uniform(size=80) < 0.2, 0, 1)
+    table[weights == 0, 0] = np.nan
+    rows = ["a,b,c,y,w"] + [",".join(map(str, [*row, weight])) for row, weight in zip(table, weights, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    overrides = ["data=csv", f"data.path={tmp_path / 'table.csv'}", "data.target=y", "data.targets=real", "data.batch_size=16", "loss=mse"]
+    assert train(tmp_path / "run", *overrides, "data.sample_weight=w", "trainer.steps=300", "optimizer.learning_rate=0.01") == 0
+    assert read(tmp_path / "run", "summary.json")["final"]["eval/r2"] > 0.9
+    with pytest.raises(DataError, match="row|example"):
+        train(tmp_path / "unweighted", *overrides)
 
 
 def test_a_step_that_is_not_finite_ends_the_run_before_its_update(tmp_path):

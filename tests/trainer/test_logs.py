@@ -77,6 +77,7 @@ def test_without_tensorboard_there_is_no_event_file(tmp_path):
 @pytest.mark.fault
 def test_a_full_disk_is_one_warning_and_no_end(tmp_path, capsys):
     with Recorder(tmp_path, TAGS, False, 0) as recorder, open("/dev/full", "ab", buffering=0) as full:
+        recorder._lines.close()
         recorder._lines = full
         for step in range(1, 50):
             recorder.put(np.array([step]), np.zeros((1, 3), np.float32), {})
