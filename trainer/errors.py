@@ -1,7 +1,9 @@
 """What can go wrong for a user, each with the exit status that the command ends with."""
 
 import sys
+import sysconfig
 import traceback
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -45,7 +47,9 @@ def report(error: BaseException) -> int:
         line, exit_code = "interrupted", 130
     else:
         traceback.print_exception(error)
-        line, exit_code = f"{describe(error)}; nobody foresaw this: the lines above show where, please report them", 1
+        where = _own_code(error)
+        advice = f"it comes from {where}: mend it there" if where else "nobody foresaw this: the lines above show where, please report them"
+        line, exit_code = f"{describe(error)}; {advice}", 1
     print(f"error: {'; '.join(part.strip() for part in line.splitlines() if part.strip())}", file=sys.stderr, flush=True)
     return exit_code
 
@@ -53,3 +57,11 @@ def report(error: BaseException) -> int:
 def describe(error: BaseException) -> str:
     """The error in one line: a user's mistake in its own words, any other with its type."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _own_code(error: BaseException) -> str | None:
+    """The place in the user's own code, where the error passed through any: neither this program's, nor a library's."""
+    foreign = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "losses"), *sysconfig.get_paths().values()]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    own = [frame for frame in frames if not any(frame.filename.startswith(folder) for folder in foreign)]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
