@@ -146,9 +146,11 @@ def _sum_of_squares(tensor: tf.Tensor, jit_compile: bool) -> tf.Tensor:
     tensor = tf.cast(tensor, tf.float32)
     if not jit_compile:
         return 2 * tf.nn.l2_loss(tensor)  # one fused pass
-    # XLA on the CPU sums one after the other in float32: columns first is faster and errs less.
-    columns = tf.reduce_sum(tf.square(tensor), axis=0)
-    return tf.reduce_sum(columns)
+    # XLA on the CPU sums one after the other in float32; a product with ones sums row by row, several times faster, and errs less.
+    squares = tf.square(tensor)
+    if tensor.shape.rank > 1:
+        squares = tf.linalg.matvec(tf.reshape(squares, [-1, tensor.shape[-1]]), tf.ones([tensor.shape[-1]]))
+    return tf.reduce_sum(squares)
 
 
 def _local(values: Any) -> Any:
