@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from losses.base import Loss, LossError, Tensors
 from trainer import schema, trust
 from trainer.config import Job, config_dirs, groups
-from trainer.data.base import Source
 from trainer.data.prepare import Prepared, fit, prepare
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner
@@ -153,7 +152,9 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
     try:
         outputs = model(tf.zeros([1, *input_shape]), training=False)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: {error}") from error
+        raise DataError(
+            f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: {error}"
+        ) from error
     if tuple(outputs.shape) != (1, num_outputs):
         raise ConfigError(
             f"model={job.choices['model']} gives outputs of shape {tuple(outputs.shape[1:])}; the loss {loss.name} on "
@@ -191,7 +192,15 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
         # The gradients are summed already, in one packed reduction; Keras' own sum over replicas would double them.
         optimizer._all_reduce_sum_gradients = lambda gradients_and_weights: gradients_and_weights
     return Learner(
-        model, loss, job.config.gradient.mode, optimizer, placement.strategy, trainer.clip_norm, trainer.ema_decay, ema, job.config.logging.per_variable
+        model,
+        loss,
+        job.config.gradient.mode,
+        optimizer,
+        placement.strategy,
+        trainer.clip_norm,
+        trainer.ema_decay,
+        ema,
+        job.config.logging.per_variable,
     )
 
 

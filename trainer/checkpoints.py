@@ -40,7 +40,7 @@ def save(folder: Path, snapshot: Snapshot, keep: int, best_step: int | None) -> 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     with open(temporary / _ARRAYS, "wb") as file:
-        np.savez(file, **{name: _plain(array) for name, array in snapshot.arrays.items()})
+        np.savez(file, allow_pickle=False, **{name: _plain(array) for name, array in snapshot.arrays.items()})
         file.flush()
         os.fsync(file.fileno())
     content = (temporary / _ARRAYS).read_bytes()
@@ -71,7 +71,7 @@ def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
     Raises:
         CheckpointError: there are checkpoints, and none is valid.
     """
-    problems = []
+    problems: list[str] = []
     for _, path in _steps(folder):
         try:
             return load(path), problems
@@ -79,7 +79,8 @@ def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
             problems.append(str(error))
     if problems:
         raise CheckpointError(
-            f"no checkpoint in {folder} is valid: {'; '.join(problems)}. Type another hydra.run.dir to start afresh, and keep this one to look into"
+            f"no checkpoint in {folder} is valid: {'; '.join(problems)}. "
+            "Type another hydra.run.dir to start afresh, and keep this one to look into"
         )
     return None, []
 

@@ -19,8 +19,10 @@ def metric_names(task: str) -> list[str]:
 
 
 def make_evaluate(learner: Learner, data: Prepared) -> Callable[[], dict[str, float]]:
-    """The function that evaluates the model as it is: "eval/loss" and, by task, "eval/accuracy"; "eval/mae" and "eval/r2" (in the
-    source's units, averaged over target columns); "eval/deviance" (mean Poisson deviance) and "eval/mae". No gradient is computed.
+    """The function that evaluates the model as it is.
+
+    It gives "eval/loss" and, by task, "eval/accuracy"; "eval/mae" and "eval/r2" (in the source's units, averaged over target
+    columns); "eval/deviance" (mean Poisson deviance) and "eval/mae". No gradient is computed.
     """
     part = data.evaluation
     num_examples = len(part)

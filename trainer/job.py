@@ -1,22 +1,18 @@
-"""One run, from start to end: directory, objects, gradient check, loop, summary."""
+"""One run, from start to end, around the training itself: its directory, its status, whether it may go on. Imports no TensorFlow."""
 
 import contextlib
-import dataclasses
 import os
-import resource
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
-from trainer import checkpoints, rundir, schema
+from trainer import rundir, schema
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError
-from trainer.progress import ProgressLine, closing_table, say
+from trainer.progress import say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
 
@@ -69,7 +65,9 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
         return False
     before = stored.read_text(encoding="utf-8")
     if differing := rundir.differing_keys(before, config):
-        raise ConfigError(f"{run.path} holds a run of another configuration ({'; '.join(differing)}): type those values, or another hydra.run.dir")
+        raise ConfigError(
+            f"{run.path} holds a run of another configuration ({'; '.join(differing)}): type those values, or another hydra.run.dir"
+        )
     status = run.read("status.json") or {}
     length = [OmegaConf.select(OmegaConf.create(text), "trainer", default={}) for text in (before, config)]
     same_length = all(length[0].get(key) == length[1].get(key) for key in ("steps", "epochs"))
@@ -77,96 +75,13 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 
 
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
-    started = time.monotonic()
     # TensorFlow is imported here and not above: nothing that is refused before this line has to wait for it.
     with _quiet():
-        import keras
+        from trainer import build, training
 
-        from trainer import build
-
-        placement = build.build_placement(OmegaConf.to_object(OmegaConf.merge(schema.Strategy, job.config.strategy)))
-        devices = build.devices()
-    from trainer.data.order import Order
-    from trainer.evaluation import make_evaluate, metric_names
-    from trainer.logs import Recorder
-    from trainer.loop import Plan, State, train
-    from trainer.step import make_chunk
-
-    settings: schema.Trainer = OmegaConf.to_object(OmegaConf.merge(schema.Trainer, job.config.trainer))
-    saving: schema.Checkpoint = OmegaConf.to_object(OmegaConf.merge(schema.Checkpoint, job.config.checkpoint))
-    keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
-    keras.utils.set_random_seed(job.config.seed)
-    keras.mixed_precision.set_global_policy(job.config.precision.policy)
-    run.write("environment.json", rundir.environment(devices))
-
-    loss = build.build_loss(job)
-    data = build.build_data(job, loss)
-    batch_size = job.config.data.batch_size
-    steps = build.num_steps(settings, len(data.train), batch_size)
-    learner = build.build_learner(job, placement, loss, data, steps)
-    if batch_size % learner.num_replicas:
-        raise ConfigError(f"data.batch_size={batch_size} can't be divided among {learner.num_replicas} replicas: type a multiple")
-    order = Order(len(data.train), batch_size, job.config.seed)
-
-    state, compiled = State(), build.choose_compile(settings.compile, learner)
-    snapshot = _restore(run, resume)
-    if snapshot is not None:
-        learner.restore(snapshot.arrays)
-        state, compiled = State(**snapshot.state["loop"]), snapshot.state["compile"]
-        if snapshot.state["gradient_mode"] != learner.gradient_mode:
-            say(f"the run went by gradient={snapshot.state['gradient_mode']} until step {state.step}; from here by gradient={learner.gradient_mode}")
-        if state.step >= steps:
-            say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {steps} are asked for; type more trainer.steps")
-            return 0, "finished"
-        say(f"going on from step {state.step} of {steps} in {run.path}")
-    if settings.eval_every and saving.monitor not in metric_names(data.task):
-        raise ConfigError(f"checkpoint.monitor={saving.monitor}: evaluation gives {', '.join(metric_names(data.task))}; type one of these")
-    check = _verify(job, learner, data, order)
-
-    plan = Plan(
-        num_steps=steps,
-        steps_per_call=settings.steps_per_call,
-        log_every=settings.log_every,
-        eval_every=settings.eval_every,
-        save_every=saving.every,
-        monitor=saving.monitor,
-        goal=saving.goal,
-        patience=settings.early_stopping.patience,
-        min_delta=settings.early_stopping.min_delta,
-        skip_nonfinite=settings.on_nonfinite == "skip",
-    )
-    chunk = make_chunk(learner, data.train, batch_size, settings.steps_per_call, compiled == "chunk", plan.skip_nonfinite)
-
-    def save() -> None:
-        kept = {"loop": dataclasses.asdict(state), "compile": compiled, "gradient_mode": learner.gradient_mode}
-        best_step = int(state.best["step"]) if state.best else None
-        checkpoints.save(run.file("checkpoints"), checkpoints.Snapshot(state.step, learner.capture(), kept), saving.keep, best_step)
-
-    with (
-        placement.scope(),
-        Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
-        ProgressLine(steps, state.step) as progress,
-    ):
-        outcome = train(plan, state, order, chunk, learner.tags, make_evaluate(learner, data), save, recorder, progress, signals)
-
-    summary = {
-        "steps": state.step,
-        "wall_seconds": round(time.monotonic() - started, 3),
-        "steps_per_second": round(outcome.steps_per_second, 1),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "gradient_mode": learner.gradient_mode,
-        "gradient_check": check,
-        "compile": compiled,
-        "cause": outcome.cause,
-        "final": outcome.final,
-        "best": state.best,
-    }
-    run.write("summary.json", summary)
-    if outcome.cause == "signal":
-        say(f"stopped at step {state.step} of {steps}; the same command with hydra.run.dir={run.path} goes on")
-        return 128 + (signals.received or 0), f"signal {signals.received}"
-    closing_table(str(run.path), summary)
-    return 0, outcome.cause
+        placement = build.build_placement(schema.section(schema.Strategy, job.config.strategy))
+        run.write("environment.json", rundir.environment(build.devices()))
+    return training.train(job, run, resume, placement, signals)
 
 
 @contextlib.contextmanager
@@ -192,33 +107,3 @@ def _quiet() -> Iterator[None]:
         finally:
             os.dup2(shown, 2)
             os.close(shown)
-
-
-def _restore(run: RunDir, resume: str) -> checkpoints.Snapshot | None:
-    folder = run.file("checkpoints")
-    checkpoints.clean(folder)
-    snapshot, problems = checkpoints.load_newest(folder)
-    for problem in problems:
-        say(f"warning: {problem}; going back to an older checkpoint")
-    if snapshot is None and resume == "must":
-        raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
-    return snapshot
-
-
-def _verify(job: Job, learner: Any, data: Any, order: Any) -> str:
-    """Proves the analytic gradient on the first real batch; what it found, for the summary. Refuses a wrong one."""
-    if learner.gradient_mode != "analytic":
-        return "none: gradient=auto"
-    if not job.config.gradient.verify_at_start:
-        return "off"
-    from losses import check
-
-    rows = order.batches(0, 1)[0]
-    if data.train.weights is not None:
-        rows = rows[data.train.weights[rows] > 0]
-    predictions = learner.model(data.train.features[rows], training=False)
-    report = check.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
-    if not report.ok:
-        raise ConfigError(f"{report.message}. The run has not begun; python -m trainer gradient=auto trains by the tape instead")
-    say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
-    return f"{report.num_checked} derivatives agree, {report.num_inconclusive} inconclusive, largest relative error {report.max_error:.1e}"

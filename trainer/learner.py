@@ -63,7 +63,9 @@ class Learner:
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Puts captured values back; CheckpointError where they are not of these variables."""
         variables = self._variables()
-        differing = sorted(variables.keys() ^ arrays.keys()) or [name for name, v in variables.items() if tuple(v.shape) != arrays[name].shape]
+        differing = sorted(variables.keys() ^ arrays.keys()) or [
+            name for name, v in variables.items() if tuple(v.shape) != arrays[name].shape
+        ]
         if differing:
             raise CheckpointError(f"the checkpoint is of another model or optimizer: they differ in {', '.join(differing[:5])}")
         for name, variable in variables.items():

@@ -82,10 +82,10 @@ class Recorder:
     def _write(self, steps: np.ndarray, rows: np.ndarray, evaluation: dict[str, float], wall_time: float) -> None:
         lines = [self._template % (step, *row) for step, row in zip(steps.tolist(), rows.tolist(), strict=True)]
         for i in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
-            values = {"step": int(steps[i])} | dict(zip(self._tags, map(_plain, rows[i].tolist()), strict=True))
+            values = {"step": int(steps[i])} | dict(zip(self._tags, map(plain, rows[i].tolist()), strict=True))
             lines[i] = json.dumps(values)[:-1]
         if evaluation:
-            lines[-1] += ", " + json.dumps({tag: _plain(value) for tag, value in evaluation.items()})[1:-1]
+            lines[-1] += ", " + json.dumps({tag: plain(value) for tag, value in evaluation.items()})[1:-1]
         self._lines.write("".join(f"{line}}}\n" for line in lines).encode())
         if self._events:
             self._events.write(self._tags, steps, rows, wall_time)
@@ -102,7 +102,9 @@ class EventFile:
         self._writer = tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"))
         version = tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2")
         # START makes TensorBoard forget the points from this step on that an earlier, cut-off part of the run has left.
-        start = tf.compat.v1.Event(wall_time=time.time(), step=last_step + 1, session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START))
+        start = tf.compat.v1.Event(
+            wall_time=time.time(), step=last_step + 1, session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        )
         for event in (version, start):
             self._writer.write(event.SerializeToString())
 
@@ -150,7 +152,7 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def _plain(value: float) -> float | str:
+def plain(value: float) -> float | str:
     """JSON has no NaN and no infinity: "NaN", "inf" and "-inf" stand for them."""
     return value if math.isfinite(value) else "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
 

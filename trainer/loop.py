@@ -54,7 +54,7 @@ class Plan:
     def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` of the monitored metric is better than the best so far by more than min_delta."""
         if best is None or not np.isfinite(value):
-            return best is None
+            return bool(np.isfinite(value))
         return value < best - self.min_delta if self.goal == "min" else value > best + self.min_delta
 
 
@@ -67,7 +67,7 @@ class Outcome:
     steps_per_second: float
 
 
-def train(
+def run_loop(
     plan: Plan,
     state: State,
     order: Order,

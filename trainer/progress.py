@@ -21,9 +21,13 @@ class ProgressLine:
         self._live = None
         if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
             self._live = Progress(
-                TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}"),
-                TimeRemainingColumn(), console=Console(),
-            )  # fmt: skip
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TaskProgressColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=Console(),
+            )
             self._task = self._live.add_task("", total=num_steps, completed=first_step)
 
     def __enter__(self) -> "ProgressLine":
@@ -55,7 +59,7 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except (OSError, ValueError):
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
 
 
 def closing_table(run_dir: str, summary: dict[str, Any]) -> None:
@@ -65,11 +69,15 @@ def closing_table(run_dir: str, summary: dict[str, Any]) -> None:
         "steps": f"{summary['steps']}  ({summary['steps_per_second']:.0f} steps/s, {summary['wall_seconds']:.1f} s)",
         "gradient": f"{summary['gradient_mode']}  (check: {summary['gradient_check']})",
     }
-    rows |= {tag: f"{value:.4f}" if isinstance(value, float) else str(value) for tag, value in summary["final"].items() if tag.startswith(("loss", "eval/"))}
+    rows |= {
+        tag: f"{value:.4f}" if isinstance(value, float) else str(value)
+        for tag, value in summary["final"].items()
+        if tag.startswith(("loss", "eval/"))
+    }
     rows["run"] = run_dir
     for name, text in rows.items():
         table.add_row(f"[bold]{name}[/bold]", text)
     try:
         Console().print(table)
     except (OSError, ValueError):
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None

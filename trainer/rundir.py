@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class RunDir:
 
     path: Path
     lock: int  # file descriptor; closing it, or the process's end however it comes, releases the lock
+    claimed: float = dataclasses.field(default_factory=time.monotonic)  # when this process took it, in seconds
 
     def release(self) -> None:
         """Gives the directory up to other processes."""
@@ -97,7 +99,9 @@ def differing_keys(stored: str, current: str) -> list[str]:
     """Keys, with both values, in which two stored configurations differ and that a continued run may not change."""
     before, now = _flat(OmegaConf.to_container(OmegaConf.create(stored))), _flat(OmegaConf.to_container(OmegaConf.create(current)))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)]
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)
+    ]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,18 @@ are those of the chosen YAML file.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+Section = TypeVar("Section")
+
+
+def section(kind: type[Section], node: DictConfig) -> Section:
+    """A part of the configuration as its dataclass."""
+    found = OmegaConf.to_object(OmegaConf.merge(kind, node))
+    assert isinstance(found, kind)
+    return found
 
 
 def limited(

@@ -13,6 +13,7 @@ from losses.base import Tensors, per_example
 from trainer.data.prepare import Split
 from trainer.learner import Learner
 
+Arrays = tuple[Any, Tensors, Any]  # features, targets, and weights or None, of all examples or of a batch
 Chunk = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -54,7 +55,7 @@ def make_chunk(learner: Learner, data: Split, batch_size: int, steps_per_call: i
     return chunk
 
 
-def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> tuple[Any, ...]:
+def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> Arrays:
     """Features, targets and weights (None where all are 1) as tensors; under a strategy one copy on every replica's device."""
 
     def put(array: Any) -> Any:
@@ -67,10 +68,10 @@ def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> tuple[An
     return put(data.features), put(data.targets), put(data.weights)
 
 
-def _step(learner: Learner, arrays: tuple[Any, ...], indices: tf.Tensor, batch_size: int, jit_compile: bool) -> tuple[tf.Tensor, tf.Tensor]:
+def _step(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int, jit_compile: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """One update on the examples at `indices` [batch_size]; its row and whether it was finite, that is, applied."""
     if learner.strategy is None:
-        gradients, scalars = _gradients(learner, *_gather(arrays, indices), batch_size)
+        gradients, scalars = _gradients(learner, _gather(arrays, indices), batch_size)
     else:
         gradients, scalars = _local(learner.strategy.run(_replica_gradients, args=(learner, arrays, indices, batch_size)))
     squares = [_sum_of_squares(g, jit_compile) for g in gradients]
@@ -93,17 +94,17 @@ def _step(learner: Learner, arrays: tuple[Any, ...], indices: tf.Tensor, batch_s
     return tf.stack(row), finite
 
 
-def _gather(arrays: tuple[Any, ...], indices: tf.Tensor) -> tuple[Any, ...]:
-    return tuple(None if array is None else tf.gather(array, indices) for array in arrays)
+def _gather(arrays: Arrays, indices: tf.Tensor) -> Arrays:
+    features, targets, weights = arrays
+    return tf.gather(features, indices), tf.gather(targets, indices), None if weights is None else tf.gather(weights, indices)
 
 
-def _gradients(
-    learner: Learner, features: tf.Tensor, targets: Tensors, weights: tf.Tensor | None, batch_size: int
-) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+def _gradients(learner: Learner, batch: Arrays, batch_size: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Gradients of the total loss by every trainable variable, and its scalars [total, regularization], of one replica.
 
     Both are scaled by the global batch, so that their sum over replicas is what one device would have.
     """
+    features, targets, weights = batch
     with tf.GradientTape() as tape:
         predictions = learner.model(features, training=True)
         mask = None if weights is None else weights > 0
@@ -115,11 +116,11 @@ def _gradients(
     return [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients], [total, regularization]
 
 
-def _replica_gradients(learner: Learner, arrays: tuple[Any, ...], indices: tf.Tensor, batch_size: int) -> tuple[list, list]:
+def _replica_gradients(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int) -> tuple[list, list]:
     """`_gradients` of this replica's share of the batch, summed over the replicas in one packed reduction."""
     context = tf.distribute.get_replica_context()
     share = tf.reshape(indices, [learner.num_replicas, -1])[context.replica_id_in_sync_group]
-    gradients, scalars = _gradients(learner, *_gather(arrays, share), batch_size)
+    gradients, scalars = _gradients(learner, _gather(arrays, share), batch_size)
     parts = [*gradients, *scalars]
     packed = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0))
     pieces = tf.split(packed, [part.shape.num_elements() for part in parts])
@@ -138,8 +139,9 @@ def _apply(learner: Learner, gradients: list[tf.Tensor]) -> tf.Tensor:
 def _update(learner: Learner, gradients: list[tf.Tensor]) -> None:
     weights = learner.model.trainable_variables
     learner.optimizer.apply([tf.cast(g, w.dtype) for g, w in zip(gradients, weights, strict=True)], weights)
-    for average, weight in zip(learner.ema, weights, strict=bool(learner.ema)):
-        average.assign(learner.ema_decay * average + (1 - learner.ema_decay) * tf.cast(weight.value, average.dtype))
+    if learner.ema_decay:
+        for average, weight in zip(learner.ema, weights, strict=True):
+            average.assign(learner.ema_decay * average + (1 - learner.ema_decay) * tf.cast(weight.value, average.dtype))
 
 
 def _sum_of_squares(tensor: tf.Tensor, jit_compile: bool) -> tf.Tensor:

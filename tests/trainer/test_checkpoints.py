@@ -72,7 +72,7 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage):
 
 def test_damaged_ones_alone_are_an_error(tmp_path):
     os.truncate(save(tmp_path, 1) / "arrays.npz", 0)
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is valid"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is valid"):
         checkpoints.load_newest(tmp_path)
 
 

@@ -18,7 +18,9 @@ def evaluate(loss, targets, outputs, task, weights=None, scale=1.0, num_classes=
     """Evaluates a model that gives `outputs` [n, k] for the examples, whose features are their numbers."""
     table = tf.constant(outputs, tf.float32)
     inputs = keras.Input([1])
-    model = keras.Model(inputs, keras.layers.Lambda(lambda x: tf.gather(table, tf.cast(x[:, 0], tf.int32)), output_shape=outputs.shape[1:])(inputs))
+    model = keras.Model(
+        inputs, keras.layers.Lambda(lambda x: tf.gather(table, tf.cast(x[:, 0], tf.int32)), output_shape=outputs.shape[1:])(inputs)
+    )
     part = Split(np.arange(len(targets), dtype=np.float32)[:, None], targets, weights)
     dim = 1 if targets.ndim == 1 else targets.shape[-1]
     data = Prepared(part, part, task, np.full(dim, scale), num_classes, dim)

@@ -28,7 +28,9 @@ def curves(folder):
 
 
 def test_every_number_reaches_both_files_to_the_bit(tmp_path):
-    rows = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32) * np.float32(10) ** np.arange(-30, 30, 0.2)[:, None].astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32) * np.float32(10) ** np.arange(-30, 30, 0.2)[:, None].astype(
+        np.float32
+    )
     record(tmp_path, 1, rows)
     for step, (line, row) in enumerate(zip(lines(tmp_path), rows, strict=True), 1):
         assert line["step"] == step
@@ -47,7 +49,12 @@ def test_steps_of_any_length(tmp_path, first):
 
 def test_values_that_are_not_finite(tmp_path):
     record(tmp_path, 1, [[1, 2, 3], [np.nan, np.inf, -np.inf]], {"eval/loss": math.nan, "eval/accuracy": 0.5})
-    assert lines(tmp_path)[1] == {"step": 2, **dict(zip(TAGS, ["NaN", "inf", "-inf"], strict=True)), "eval/loss": "NaN", "eval/accuracy": 0.5}
+    assert lines(tmp_path)[1] == {
+        "step": 2,
+        **dict(zip(TAGS, ["NaN", "inf", "-inf"], strict=True)),
+        "eval/loss": "NaN",
+        "eval/accuracy": 0.5,
+    }
     assert math.isnan(curves(tmp_path)["loss"][1][1])
 
 

@@ -1,0 +1,157 @@
+"""A run's training: objects, restored state, gradient check, loop, summary."""
+
+import dataclasses
+import resource
+import time
+
+import keras
+import tensorflow as tf
+
+from losses import check
+from losses.base import LossError
+from trainer import build, checkpoints, schema
+from trainer.config import Job
+from trainer.data.order import Order
+from trainer.data.prepare import Prepared
+from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation import make_evaluate, metric_names
+from trainer.learner import Learner
+from trainer.logs import Recorder, plain
+from trainer.loop import Plan, State, run_loop
+from trainer.progress import ProgressLine, closing_table, say
+from trainer.rundir import RunDir
+from trainer.signals import Signals
+from trainer.step import make_chunk
+
+
+def train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
+    """Trains from the start or from the newest checkpoint; returns the exit status and why it ended.
+
+    Raises:
+        UserError: what the user has asked for or brought along is wrong.
+    """
+    try:
+        return _train(job, run, resume, placement, signals)
+    except LossError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
+    settings = schema.section(schema.Trainer, job.config.trainer)
+    saving = schema.section(schema.Checkpoint, job.config.checkpoint)
+    keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
+    keras.utils.set_random_seed(job.config.seed)
+    keras.mixed_precision.set_global_policy(job.config.precision.policy)
+
+    loss = build.build_loss(job)
+    data = build.build_data(job, loss)
+    batch_size = job.config.data.batch_size
+    num_steps = build.num_steps(settings, len(data.train), batch_size)
+    learner = build.build_learner(job, placement, loss, data, num_steps)
+    order = Order(len(data.train), batch_size, job.config.seed)
+    plan = _plan(settings, saving, num_steps)
+    _check_plan(plan, learner, data, batch_size)
+
+    compiled = build.choose_compile(settings.compile, learner)
+    state, compiled = _restore(run, resume, learner, compiled)
+    if state.step >= num_steps:
+        say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
+        return 0, "finished"
+    if state.step:
+        say(f"going on from step {state.step} of {num_steps} in {run.path}")
+    proof = _verify(job, learner, data, order)
+
+    def save() -> None:
+        kept = {"loop": dataclasses.asdict(state), "compile": compiled, "gradient_mode": learner.gradient_mode}
+        best_step = int(state.best["step"]) if state.best else None
+        checkpoints.save(run.file("checkpoints"), checkpoints.Snapshot(state.step, learner.capture(), kept), saving.keep, best_step)
+
+    chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.skip_nonfinite)
+    evaluate = make_evaluate(learner, data)
+    with (
+        placement.scope(),
+        Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
+        ProgressLine(num_steps, state.step) as progress,
+    ):
+        outcome = run_loop(plan, state, order, chunk, learner.tags, evaluate, save, recorder, progress, signals)
+
+    summary = {
+        "steps": state.step,
+        "wall_seconds": round(time.monotonic() - run.claimed, 3),
+        "steps_per_second": round(outcome.steps_per_second, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "gradient_mode": learner.gradient_mode,
+        "gradient_check": proof,
+        "compile": compiled,
+        "final": {tag: plain(value) for tag, value in outcome.final.items()},
+        "best": state.best,
+    }
+    run.write("summary.json", summary)
+    if outcome.cause == "signal":
+        say(f"stopped at step {state.step} of {num_steps}; the same command with hydra.run.dir={run.path} goes on")
+        return 128 + (signals.received or 0), f"signal {signals.received}"
+    closing_table(str(run.path), summary)
+    return 0, outcome.cause
+
+
+def _plan(settings: schema.Trainer, saving: schema.Checkpoint, num_steps: int) -> Plan:
+    return Plan(
+        num_steps=num_steps,
+        steps_per_call=min(settings.steps_per_call, num_steps),
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        save_every=saving.every,
+        monitor=saving.monitor,
+        goal=saving.goal,
+        patience=settings.early_stopping.patience,
+        min_delta=settings.early_stopping.min_delta,
+        skip_nonfinite=settings.on_nonfinite == "skip",
+    )
+
+
+def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int) -> None:
+    if batch_size % learner.num_replicas:
+        raise ConfigError(f"data.batch_size={batch_size} can't be divided among {learner.num_replicas} replicas: type a multiple")
+    metrics = metric_names(data.task)
+    if plan.eval_every and plan.monitor not in metrics:
+        raise ConfigError(f"checkpoint.monitor={plan.monitor}: evaluation gives {', '.join(metrics)}; type one of these")
+    if plan.patience and not plan.eval_every:
+        raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
+
+
+def _restore(run: RunDir, resume: str, learner: Learner, compiled: str) -> tuple[State, str]:
+    """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
+    folder = run.file("checkpoints")
+    checkpoints.clean(folder)
+    snapshot, problems = checkpoints.load_newest(folder)
+    for problem in problems:
+        say(f"warning: {problem}; going back to an older checkpoint")
+    if snapshot is None:
+        if resume == "must":
+            raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
+        return State(), compiled
+    learner.restore(snapshot.arrays)
+    state = State(**snapshot.state["loop"])
+    before = snapshot.state["gradient_mode"]
+    if before != learner.gradient_mode:
+        say(f"the run went by gradient={before} until step {state.step}; from here by gradient={learner.gradient_mode}")
+    if learner.strategy is None and learner.loss.xla:
+        compiled = snapshot.state["compile"]  # going on to the bit; XLA rounds in its own way
+    return state, compiled
+
+
+def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
+    """Proves the analytic gradient on the first real batch; what it found, for the summary. Refuses a wrong one."""
+    if learner.gradient_mode != "analytic":
+        return "none: gradient=auto"
+    if not job.config.gradient.verify_at_start:
+        return "off"
+    rows = order.batches(0, 1)[0]
+    if data.train.weights is not None:
+        rows = rows[data.train.weights[rows] > 0]
+    predictions = learner.model(tf.constant(data.train.features[rows]), training=False)
+    report = check.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
+    if not report.ok:
+        raise ConfigError(f"{report.message}. The run has not begun; python -m trainer gradient=auto trains by the tape instead")
+    say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
+    return f"{report.num_checked} derivatives agree, {report.num_inconclusive} inconclusive, largest relative error {report.max_error:.1e}"
