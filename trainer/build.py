@@ -59,12 +59,12 @@ def devices() -> list[str]:
 
 def build_placement(settings: schema.Strategy) -> Placement:
     """The strategy over the devices there are; none on one device, where it would only cost."""
-    gpus = tf.config.list_logical_devices("GPU")
     count = settings.num_devices
+    if settings.name == "cpu_sim":  # first of all: listing logical devices starts TensorFlow, and then it can't divide the CPU
+        return Placement(tf.distribute.MirroredStrategy(_logical_cpus(count or 2)))
+    gpus = tf.config.list_logical_devices("GPU")
     if settings.name == "one_device":
         return Placement(None, settings.device or ("GPU:0" if gpus else "CPU:0"))
-    if settings.name == "cpu_sim":
-        return Placement(tf.distribute.MirroredStrategy(_logical_cpus(count or 2)))
     if settings.name == "mirrored" or (settings.name == "auto" and len(gpus[:count]) > 1):
         if len(gpus) < (count or 1):
             raise ConfigError(

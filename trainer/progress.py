@@ -16,8 +16,9 @@ class ProgressLine:
 
     def __init__(self, num_steps: int, first_step: int) -> None:
         self._num_steps = num_steps
-        self._started, self._first = time.monotonic(), first_step
+        self._started, self._first = time.monotonic(), first_step  # of what the rate is counted from
         self._printed = self._started
+        self._compiled = False
         self._live = None
         if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
             self._live = Progress(
@@ -43,6 +44,8 @@ class ProgressLine:
         """The state after `step`."""
         now = time.monotonic()
         rate = (step - self._first) / max(now - self._started, 1e-9)
+        if not self._compiled:  # the first chunk was traced and compiled: the rate is that of those after it
+            self._compiled, self._started, self._first = True, now, step
         text = f"loss {scalars['loss']:.4g}  grad norm {scalars['grad_norm/global']:.3g}  {rate:.0f} steps/s"
         metrics = "  ".join(f"{tag} {value:.4g}" for tag, value in evaluation.items())
         if self._live:
@@ -67,7 +70,7 @@ def closing_table(run_dir: str, summary: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     rows = {
         "steps": f"{summary['steps']}  ({summary['steps_per_second']:.0f} steps/s, {summary['wall_seconds']:.1f} s)",
-        "gradient": f"{summary['gradient_mode']}  (check: {summary['gradient_check']})",
+        "gradient": f"{summary['gradient_mode']}  ({summary['gradient_check']})",
     }
     rows |= {
         tag: f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -73,7 +73,13 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
         ProgressLine(num_steps, state.step) as progress,
     ):
-        outcome = run_loop(plan, state, order, chunk, learner.tags, evaluate, save, recorder, progress, signals)
+        try:
+            outcome = run_loop(plan, state, order, chunk, learner.tags, evaluate, save, recorder, progress, signals)
+        except tf.errors.InvalidArgumentError as error:
+            if "tf2xla conversion failed" not in str(error):
+                raise
+            reason = str(error).splitlines()[0].partition("{{")[0]
+            raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
 
     summary = {
         "steps": state.step,
@@ -143,9 +149,9 @@ def _restore(run: RunDir, resume: str, learner: Learner, compiled: str) -> tuple
 def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     """Proves the analytic gradient on the first real batch; what it found, for the summary. Refuses a wrong one."""
     if learner.gradient_mode != "analytic":
-        return "none: gradient=auto"
+        return "not checked: the tape's"
     if not job.config.gradient.verify_at_start:
-        return "off"
+        return "not checked: gradient.verify_at_start=false"
     rows = order.batches(0, 1)[0]
     if data.train.weights is not None:
         rows = rows[data.train.weights[rows] > 0]
@@ -154,4 +160,5 @@ def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     if not report.ok:
         raise ConfigError(f"{report.message}. The run has not begun; python -m trainer gradient=auto trains by the tape instead")
     say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
-    return f"{report.num_checked} derivatives agree, {report.num_inconclusive} inconclusive, largest relative error {report.max_error:.1e}"
+    inconclusive = f", {report.num_inconclusive} inconclusive" if report.num_inconclusive else ""
+    return f"{report.num_checked} derivatives agree to {report.max_error:.1e}{inconclusive}"

@@ -1,6 +1,8 @@
 """Whole runs, in this process."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,30 @@ def test_replicas_give_what_one_device_gives(tmp_path):
     train(tmp_path / "two", *overrides, "strategy=cpu_sim", "strategy.num_devices=2")
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=2e-5), one["step"]
+
+
+@pytest.mark.slow
+def test_replicas_by_the_command(tmp_path):
+    """In a fresh process, where the CPU is not divided yet."""
+    command = [sys.executable, "-m", "trainer", *QUICK, f"hydra.run.dir={tmp_path}", "strategy=cpu_sim", "strategy.num_devices=2"]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    assert len(read(tmp_path, "environment.json")["devices"]) == 2
+    assert len(lines(tmp_path)) == 30
+
+
+def test_what_xla_cannot_compile_says_what_to_type(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "host.yaml").write_text("_target_: package_with_host_loss.host\n")
+    (tmp_path / "package_with_host_loss.py").write_text(
+        "import tensorflow as tf\n"
+        "def host(y_true, y_pred):\n"
+        "    return tf.reduce_mean(tf.py_function(tf.square, [y_pred - y_true], tf.float32), axis=-1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = [*QUICK, "loss=host", "gradient=auto", "trust=[package_with_host_loss]"]
+    with pytest.raises(ConfigError, match=r"type trainer\.compile=graph"):
+        job.run(config.load([*overrides, "trainer.compile=chunk", f"hydra.run.dir={tmp_path / 'a'}"], tmp_path / "conf"))
+    assert job.run(config.load([*overrides, f"hydra.run.dir={tmp_path / 'b'}"], tmp_path / "conf")) == 0
 
 
 @pytest.mark.gpu
