@@ -68,6 +68,8 @@ def say(line: str) -> None:
 def closing_table(run_dir: str, summary: dict[str, Any]) -> None:
     """The run's result."""
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path cut short is of no use
     rows = {
         "steps": f"{summary['steps']}  ({summary['steps_per_second']:.0f} steps/s, {summary['wall_seconds']:.1f} s)",
         "gradient": f"{summary['gradient_mode']}  ({summary['gradient_check']})",

@@ -22,9 +22,9 @@ def test_a_line_every_few_seconds(capsys, monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with ProgressLine(100, 0) as line:
         for step in range(1, 101):
-            now[0] += 0.1
+            now[0] += 0.125
             line.show(step, SCALARS, {})
-    assert [text.split()[1] for text in capsys.readouterr().out.splitlines()] == ["50/100", "100/100"]
+    assert [text.split()[1] for text in capsys.readouterr().out.splitlines()] == ["40/100", "80/100"]
 
 
 def test_the_rate_leaves_out_the_first_chunk(capsys, monkeypatch):
