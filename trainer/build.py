@@ -65,10 +65,14 @@ def build_placement(settings: schema.Strategy) -> Placement:
     gpus = tf.config.list_logical_devices("GPU")
     if settings.name == "one_device":
         return Placement(None, settings.device or ("GPU:0" if gpus else "CPU:0"))
+    if settings.name == "auto" and (count or 1) > max(1, len(gpus)):
+        raise ConfigError(
+            f"strategy.num_devices={count}: there are {len(gpus)} GPUs here; type strategy=cpu_sim to simulate replicas on the CPU"
+        )
     if settings.name == "mirrored" or (settings.name == "auto" and len(gpus[:count]) > 1):
         if len(gpus) < (count or 1):
             raise ConfigError(
-                f"strategy.num_devices={count}: there are {len(gpus)} GPUs here. "
+                f"strategy=mirrored strategy.num_devices={count or 1}: there are {len(gpus)} GPUs here. "
                 "Type strategy=auto, or strategy=cpu_sim to simulate replicas on the CPU"
             )
         return Placement(tf.distribute.MirroredStrategy([device.name for device in gpus[:count]]))

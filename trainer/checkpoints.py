@@ -32,18 +32,35 @@ class Snapshot:
     state: dict[str, Any]  # the loop's own, plain JSON
 
 
-def save(folder: Path, snapshot: Snapshot, keep: int, best_step: int | None) -> Path:
-    """Writes a checkpoint and removes those that are neither among the `keep` newest nor the best. Durable when it returns."""
-    folder.mkdir(exist_ok=True)
+def save(folder: Path, snapshot: Snapshot, keep: int, best_step: int | None) -> None:
+    """Writes a checkpoint and removes those that are neither among the `keep` newest nor the best. Durable when it returns.
+
+    Raises:
+        CheckpointError: it can't be written; the older ones are as they were.
+    """
     final = folder / f"step-{snapshot.step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    with open(temporary / _ARRAYS, "wb") as file:
+    if final.exists():  # saved already, and the same: a step's state is a function of the configuration
+        return
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, snapshot)
+        temporary.rename(final)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"the checkpoint {final} can't be written: {error}") from error
+    for step, path in _steps(folder)[keep:]:
+        if step != best_step:
+            shutil.rmtree(path)
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    with open(folder / _ARRAYS, "wb") as file:
         np.savez(file, allow_pickle=False, **{name: _plain(array) for name, array in snapshot.arrays.items()})
         file.flush()
         os.fsync(file.fileno())
-    content = (temporary / _ARRAYS).read_bytes()
+    content = (folder / _ARRAYS).read_bytes()
     manifest = {
         "step": snapshot.step,
         "size": len(content),
@@ -51,35 +68,36 @@ def save(folder: Path, snapshot: Snapshot, keep: int, best_step: int | None) -> 
         "dtypes": {name: array.dtype.name for name, array in snapshot.arrays.items()},
         "state": snapshot.state,
     }
-    with open(temporary / _MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2)
+    with open(folder / _MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest | {"manifest_sha256": _digest(manifest)}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    if final.exists():  # a step saved again after a fallback to an older one
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _sync_folder(folder)
-    for step, path in _steps(folder)[keep:]:
-        if step != best_step:
-            shutil.rmtree(path)
-    return final
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
-    """The newest valid checkpoint, None where there is none at all; and what was wrong with newer ones.
+    """The newest valid checkpoint, None where there is none at all; and what was wrong with newer ones, which are set aside.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is valid.
+        CheckpointError: there are checkpoints, and none is valid; all stay as they are.
     """
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     for _, path in _steps(folder):
         try:
-            return load(path), problems
+            snapshot = load(path)
         except CheckpointError as error:
-            problems.append(str(error))
+            problems[path] = str(error)
+            continue
+        for damaged in problems:  # not counted among those to keep, and not in the way of a good one of the same step
+            shutil.rmtree(damaged.with_name(f"damaged-{damaged.name}"), ignore_errors=True)
+            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+        return snapshot, list(problems.values())
     if problems:
         raise CheckpointError(
-            f"no checkpoint in {folder} is valid: {'; '.join(problems)}. "
+            f"no checkpoint in {folder} is valid: {'; '.join(problems.values())}. "
             "Type another hydra.run.dir to start afresh, and keep this one to look into"
         )
     return None, []
@@ -89,6 +107,8 @@ def load(path: Path) -> Snapshot:
     """One checkpoint; CheckpointError names the file that is missing or damaged."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("manifest_sha256") != _digest(manifest):
+            raise CheckpointError(f"{path / _MANIFEST} is damaged: it does not have the checksum that it names")
         content = (path / _ARRAYS).read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
             size = f"{len(content)} of {manifest['size']} bytes"

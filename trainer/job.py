@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from trainer import rundir, schema
 from trainer.config import Job
-from trainer.errors import CheckpointError, ConfigError, UserError
+from trainer.errors import CheckpointError, ConfigError, UserError, describe
 from trainer.progress import say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
@@ -35,15 +35,19 @@ def run(job: Job) -> int:
             if _is_done(run, config, resume):
                 say(f"nothing to do: the run in {path} is done; type another hydra.run.dir, or more trainer.steps")
                 return 0
-            rundir.describe(run, config, job.overrides)
+            if not run.file("config.yaml").exists():
+                rundir.describe(run, config, job.overrides)
             run.status("running")
+            signals.before_exit = lambda number: run.status("stopped", f"signal {number} twice", 128 + number)
             try:
                 exit_code, cause = _train(job, run, resume, signals)
             except UserError as error:
                 run.status("failed", str(error), error.exit_code)
                 raise
             except BaseException as error:
-                run.status("failed", f"{type(error).__name__}: {error}", 1)
+                run.status("failed", describe(error), 1)
+                if isinstance(error, SystemExit):  # of code that the user has brought along: no reason to end as if all were well
+                    raise RuntimeError(f"something called sys.exit({error.code})") from error
                 raise
             run.status("stopped" if exit_code else "done", cause, exit_code)
             return exit_code
@@ -61,7 +65,8 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
     if resume == "never":
         raise ConfigError(f"resume=never: {run.path} already holds a run; type another hydra.run.dir, or resume=auto to go on")
     metrics = run.file("metrics.jsonl")
-    if not metrics.exists() or metrics.stat().st_size == 0:  # it ended before its first step: nothing to go on with, nothing to lose
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    if not logged and not any(run.file("checkpoints").glob("*step-*")):  # it ended before its first step: nothing to go on with
         return False
     before = stored.read_text(encoding="utf-8")
     if differing := rundir.differing_keys(before, config):
@@ -90,7 +95,7 @@ def _quiet() -> Iterator[None]:
 
     It is shown if the start fails, or if TF_CPP_MIN_LOG_LEVEL says that it is wanted.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.stderr is None:
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"

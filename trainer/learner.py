@@ -49,12 +49,18 @@ class Learner:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it, the model has the averaged weights where there are any."""
-        own = [weight.numpy() for weight in self.model.trainable_variables] if self.ema else []
-        for weight, average in zip(self.model.trainable_variables, self.ema, strict=bool(self.ema)):
-            weight.assign(average)
-        yield
-        for weight, value in zip(self.model.trainable_variables, own, strict=bool(self.ema)):
-            weight.assign(value)
+        if not self.ema:
+            yield
+            return
+        weights = self.model.trainable_variables
+        own = [weight.numpy() for weight in weights]
+        try:
+            for weight, average in zip(weights, self.ema, strict=True):
+                weight.assign(average)
+            yield
+        finally:
+            for weight, value in zip(weights, own, strict=True):
+                weight.assign(value)
 
     def capture(self) -> dict[str, np.ndarray]:
         """Copies of everything that learning has changed, by name."""

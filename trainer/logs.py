@@ -32,11 +32,13 @@ class Recorder:
         path = folder / "metrics.jsonl"
         _drop_after(path, last_step)
         self._lines = path.open("ab", buffering=0)
-        self._events = EventFile(folder / "tensorboard", last_step) if tensorboard else None
-        self._template = "{" + '"step": %d, ' + ", ".join(f"{json.dumps(tag)}: %.9g" for tag in tags)  # %.9g: a float32 to the bit
+        self._template = (
+            "{" + '"step": %d, ' + ", ".join(f"{json.dumps(tag)}: ".replace("%", "%%") + "%.9g" for tag in tags)
+        )  # %.9g: a float32 to the bit
         self._queue: queue.Queue[Any] = queue.Queue(_QUEUED_CHUNKS)
         self._failed = False
         self._bug: Exception | None = None
+        self._events = self._attempt(EventFile, folder / "tensorboard", last_step) if tensorboard else None
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
 
@@ -70,14 +72,15 @@ class Recorder:
             finally:
                 self._queue.task_done()
 
-    def _attempt(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def _attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Training is worth more than its record: what can't be written is one warning, not one a step."""
         try:
-            function(*arguments)
+            return function(*arguments)
         except (OSError, tf.errors.OpError) as error:
             if not self._failed:
                 print(f"warning: metrics can't be written: {error}; training goes on", file=sys.stderr, flush=True)
             self._failed = True
+            return None
 
     def _write(self, steps: np.ndarray, rows: np.ndarray, evaluation: dict[str, float], wall_time: float) -> None:
         lines = [self._template % (step, *row) for step, row in zip(steps.tolist(), rows.tolist(), strict=True)]
@@ -86,12 +89,23 @@ class Recorder:
             lines[i] = json.dumps(values)[:-1]
         if evaluation:
             lines[-1] += ", " + json.dumps({tag: plain(value) for tag, value in evaluation.items()})[1:-1]
-        self._lines.write("".join(f"{line}}}\n" for line in lines).encode())
+        self._append("".join(f"{line}}}\n" for line in lines).encode())
         if self._events:
             self._events.write(self._tags, steps, rows, wall_time)
             if evaluation:
                 self._events.write(list(evaluation), steps[-1:], np.array([list(evaluation.values())], np.float32), wall_time)
             self._events.flush()
+
+    def _append(self, content: bytes) -> None:
+        """All of it or nothing: half a line would spoil the next."""
+        size = os.fstat(self._lines.fileno()).st_size
+        try:
+            written = 0
+            while written < len(content):  # a disk that is filling takes a part
+                written += self._lines.write(content[written:])
+        except OSError:
+            os.ftruncate(self._lines.fileno(), size)
+            raise
 
 
 class EventFile:
@@ -152,8 +166,10 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def plain(value: float) -> float | str:
+def plain(value: float | str) -> float | str:
     """JSON has no NaN and no infinity: "NaN", "inf" and "-inf" stand for them."""
+    if isinstance(value, str):
+        return value
     return value if math.isfinite(value) else "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 

@@ -14,8 +14,6 @@ from trainer.progress import ProgressLine
 from trainer.signals import Signals
 from trainer.step import Chunk
 
-_MOST_SKIPPED = 10  # steps in a row that may be not finite under on_nonfinite=skip
-
 
 @dataclasses.dataclass
 class State:
@@ -40,7 +38,7 @@ class Plan:
     goal: str  # "min" or "max"
     patience: int  # evaluations without improvement before stopping; 0: never stop early
     min_delta: float
-    skip_nonfinite: bool
+    max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run
 
     def next_border(self, step: int) -> int:
         """The next step after `step` at which the host has to do something, at most steps_per_call away."""
@@ -74,12 +72,14 @@ def run_loop(
     chunk: Chunk,
     tags: list[str],
     evaluate: Callable[[], dict[str, float]],
-    save: Callable[[], None],
+    save: Callable[[bool], None],
     recorder: Recorder,
     progress: ProgressLine,
     signals: Signals,
 ) -> Outcome:
     """Runs from `state.step` to `plan.num_steps`, or to a signal or an early stop, and leaves a checkpoint of where it ended.
+
+    `save(last)` saves `state` and the variables; `last` says that nothing comes after it.
 
     Raises:
         DivergedError: a loss or gradient is not finite. The step's update was not applied; the state before it is saved.
@@ -90,12 +90,12 @@ def run_loop(
     while state.step < plan.num_steps and cause == "finished":
         border = plan.next_border(state.step)
         indices = order.batches(state.step, plan.steps_per_call)
-        rows, num_done = chunk(tf.constant(indices), tf.constant(border - state.step))
+        rows, num_done, skipped = chunk(tf.constant(indices), tf.constant(border - state.step), tf.constant(state.skipped))
         rows = rows.numpy()[: int(num_done)]
         steps = np.arange(state.step + 1, state.step + len(rows) + 1)
         finite = np.isfinite(rows[:, :2]).all(axis=1)  # the loss and the global gradient norm
-        diverged = _diverged(plan, state, finite)
-        state.step = int(steps[-1])
+        state.step, state.skipped = int(steps[-1]), int(skipped)
+        diverged = state.skipped > plan.max_skipped
         clock.count(len(rows))
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))
         evaluation = {}
@@ -109,10 +109,12 @@ def run_loop(
         recorder.put(steps[logged], rows[logged], evaluation)
         progress.show(state.step, final, evaluation)
         if diverged:
-            state.step -= 0 if plan.skip_nonfinite else 1  # the last step's update was not applied
+            message = _describe(plan, state.step, tags, rows[-1])
+            state.step -= 0 if plan.max_skipped else 1  # the last step was not done
+            state.skipped = 0  # whoever goes on from here has changed something
             recorder.flush()
-            save()
-            raise DivergedError(_describe(plan, int(steps[-1]), tags, rows[-1]))
+            save(True)
+            raise DivergedError(message)
         if signals.received is not None:
             cause = "signal"
         elif plan.patience and state.stale >= plan.patience:
@@ -120,17 +122,8 @@ def run_loop(
         ends = cause != "finished" or state.step == plan.num_steps
         if improved or ends or plan.is_due(plan.save_every, state.step):
             recorder.flush()  # so that the lines up to a checkpoint are there whenever the checkpoint is
-            save()
+            save(ends)
     return Outcome(final, cause, clock.rate())
-
-
-def _diverged(plan: Plan, state: State, finite: np.ndarray) -> bool:
-    """Whether the run must end for steps that are not finite; counts those in a row over the chunks."""
-    longest = state.skipped
-    for ok in finite:
-        state.skipped = 0 if ok else state.skipped + 1
-        longest = max(longest, state.skipped)
-    return longest > (_MOST_SKIPPED if plan.skip_nonfinite else 0)
 
 
 def _describe(plan: Plan, step: int, tags: list[str], row: np.ndarray) -> str:
@@ -138,7 +131,7 @@ def _describe(plan: Plan, step: int, tags: list[str], row: np.ndarray) -> str:
     # The loss comes before the gradients, and a variable near the output before those that its gradient flows on to.
     order = [pair for pair in bad if pair[0] == "loss"] + [pair for pair in reversed(bad) if pair[0].startswith("grad_norm/")]
     tag, value = (order or bad)[0]
-    again = f"{_MOST_SKIPPED + 1} steps in a row, up to step {step}," if plan.skip_nonfinite else f"step {step}"
+    again = f"{plan.max_skipped + 1} steps in a row, up to step {step}," if plan.max_skipped else f"step {step}"
     return (
         f"diverged: {again} gave {tag} = {value}; the update was not applied and the state before it is saved. "
         "Try gradient=analytic (or auto), a smaller optimizer.learning_rate, trainer.clip_norm=1"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from trainer.errors import ConfigError
 
@@ -43,7 +44,7 @@ def mlp(
     for i, units in enumerate(hidden, start=1):
         x = keras.layers.Dense(units, name=f"hidden_{i}")(x)
         if batch_normalization:
-            x = keras.layers.BatchNormalization(name=f"normalization_{i}")(x)
+            x = keras.layers.BatchNormalization(synchronized=tf.distribute.has_strategy(), name=f"normalization_{i}")(x)
         x = keras.layers.Activation(activation, name=f"activation_{i}")(x)
     return _model("mlp", inputs, x, num_outputs)
 

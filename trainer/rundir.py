@@ -46,7 +46,7 @@ class RunDir:
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         temporary = self.file(f".{name}.tmp")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -11,6 +12,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.before_exit: Callable[[int], None] = lambda number: None  # called with the second signal's number
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -24,5 +26,6 @@ class Signals:
 
     def _notice(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
+            self.before_exit(number)
             os._exit(128 + number)
         self.received = number

@@ -14,10 +14,10 @@ from trainer.data.prepare import Split
 from trainer.learner import Learner
 
 Arrays = tuple[Any, Tensors, Any]  # features, targets, and weights or None, of all examples or of a batch
-Chunk = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Chunk = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
-def make_chunk(learner: Learner, data: Split, batch_size: int, steps_per_call: int, jit_compile: bool, skip_nonfinite: bool) -> Chunk:
+def make_chunk(learner: Learner, data: Split, batch_size: int, steps_per_call: int, jit_compile: bool, max_skipped: int) -> Chunk:
     """The function that runs up to `steps_per_call` steps.
 
     Args:
@@ -26,31 +26,37 @@ def make_chunk(learner: Learner, data: Split, batch_size: int, steps_per_call: i
         batch_size: global, divisible by the number of replicas.
         steps_per_call: K.
         jit_compile: whether the whole chunk becomes one XLA program.
-        skip_nonfinite: go on after a step that is not finite; otherwise the chunk ends with it. Its update is never applied.
+        max_skipped: how many steps in a row may be not finite; the chunk ends with the one that is too many. The update of a step
+            that is not finite is never applied, and what its forward pass did to other variables is undone.
 
     Returns:
-        chunk(indices, num_steps) -> (rows, num_done): indices int32 [K, batch_size] into data, num_steps int32 <= K, rows float32
-        [K, len(learner.tags)] of which the first num_done are filled.
+        chunk(indices, num_steps, skipped) -> (rows, num_done, skipped): indices int32 [K, batch_size] into data, num_steps int32 <= K,
+        skipped int32 the number of steps in a row, up to here, that were not finite; rows float32 [K, len(learner.tags)] of which the
+        first num_done are filled.
     """
     arrays = _on_device(learner.strategy, data)
     num_columns = len(learner.tags)
 
-    # One tf.function for the whole run and no autograph: a retraced custom gradient would leak its graph.
-    @tf.function(jit_compile=jit_compile, autograph=False, input_signature=[
-        tf.TensorSpec([steps_per_call, batch_size], tf.int32), tf.TensorSpec([], tf.int32)
-    ])  # fmt: skip
-    def chunk(indices: tf.Tensor, num_steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(i: tf.Tensor, _: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
-            row, finite = _step(learner, arrays, indices[i], batch_size, jit_compile)
-            return i + 1, finite, rows.write(i, row)
+    scalar = tf.TensorSpec([], tf.int32)
 
-        def unfinished(i: tf.Tensor, finite: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
-            return (i < num_steps) & (finite | skip_nonfinite)
+    # One tf.function for the whole run and no autograph: a retraced custom gradient would leak its graph.
+    @tf.function(
+        jit_compile=jit_compile,
+        autograph=False,
+        input_signature=[tf.TensorSpec([steps_per_call, batch_size], tf.int32), scalar, scalar],
+    )
+    def chunk(indices: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def body(i: tf.Tensor, skipped: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+            row, finite = _step(learner, arrays, indices[i], batch_size, jit_compile)
+            return i + 1, tf.where(finite, 0, skipped + 1), rows.write(i, row)
+
+        def unfinished(i: tf.Tensor, skipped: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
+            return (i < num_steps) & (skipped <= max_skipped)
 
         # A buffer of K rows whatever num_steps is, so that no border of logging, evaluation or saving retraces.
         rows = tf.TensorArray(tf.float32, size=steps_per_call, element_shape=[num_columns])
-        num_done, _, rows = tf.while_loop(unfinished, body, (tf.constant(0), tf.constant(True), rows), parallel_iterations=1)
-        return rows.stack(), num_done
+        num_done, skipped, rows = tf.while_loop(unfinished, body, (tf.constant(0), skipped, rows), parallel_iterations=1)
+        return rows.stack(), num_done, skipped
 
     return chunk
 
@@ -70,6 +76,8 @@ def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> Arrays:
 
 def _step(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int, jit_compile: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """One update on the examples at `indices` [batch_size]; its row and whether it was finite, that is, applied."""
+    others = [variable.value for variable in learner.model.non_trainable_variables]  # moving averages, states of random generators
+    others_before = [tf.identity(_read(variable)) for variable in others]
     if learner.strategy is None:
         gradients, scalars = _gradients(learner, _gather(arrays, indices), batch_size)
     else:
@@ -83,7 +91,7 @@ def _step(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int,
         scale = tf.minimum(1.0, learner.clip_norm / tf.maximum(norm, learner.clip_norm))
         gradients = [g * scale for g in gradients]
     before = [tf.identity(_read(w)) for w in learner.weights]
-    applied = tf.cond(finite, lambda: _apply(learner, gradients), lambda: tf.constant(0))
+    applied = tf.cond(finite, lambda: _apply(learner, gradients), lambda: _undo(others, others_before))
     with tf.control_dependencies([applied]):
         after = [tf.identity(_read(w)) for w in learner.weights]
     updates = [_sum_of_squares(a - b, jit_compile) for a, b in zip(after, before, strict=True)]
@@ -134,6 +142,12 @@ def _apply(learner: Learner, gradients: list[tf.Tensor]) -> tf.Tensor:
     else:
         learner.strategy.run(_update, args=(learner, gradients))
     return tf.constant(1)
+
+
+def _undo(variables: list[Any], values: list[tf.Tensor]) -> tf.Tensor:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return tf.constant(0)
 
 
 def _update(learner: Learner, gradients: list[tf.Tensor]) -> None:

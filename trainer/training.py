@@ -1,15 +1,17 @@
 """A run's training: objects, restored state, gradient check, loop, summary."""
 
 import dataclasses
+import json
 import resource
 import time
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from losses import check
 from losses.base import LossError
-from trainer import build, checkpoints, schema
+from trainer import build, checkpoints, rundir, schema
 from trainer.config import Job
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
@@ -17,11 +19,14 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation import make_evaluate, metric_names
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
-from trainer.loop import Plan, State, run_loop
+from trainer.loop import Outcome, Plan, State, run_loop
 from trainer.progress import ProgressLine, closing_table, say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
 from trainer.step import make_chunk
+
+_MOST_FAILURES = 3  # saves in a row that may fail
+_MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
 
 
 def train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
@@ -53,21 +58,34 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     _check_plan(plan, learner, data, batch_size)
 
     compiled = build.choose_compile(settings.compile, learner)
-    state, compiled = _restore(run, resume, learner, compiled)
+    state, compiled = _restore(run, resume, learner, compiled, num_steps)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
+        if run.read("summary.json") is None:  # it was killed after its last checkpoint
+            run.write("summary.json", _summary(run, learner, state, compiled, "unknown", Outcome(_last_line(run), "finished", 0.0)))
         return 0, "finished"
     if state.step:
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     proof = _verify(job, learner, data, order)
+    rundir.describe(run, rundir.stored_config(job.config), job.overrides)
+    failures = 0
 
-    def save() -> None:
-        kept = {"loop": dataclasses.asdict(state), "compile": compiled, "gradient_mode": learner.gradient_mode}
+    def save(last: bool) -> None:
+        nonlocal failures
+        kept = {"loop": dataclasses.asdict(state), "compile": compiled, "gradient_mode": learner.gradient_mode, "num_steps": num_steps}
         best_step = int(state.best["step"]) if state.best else None
-        checkpoints.save(run.file("checkpoints"), checkpoints.Snapshot(state.step, learner.capture(), kept), saving.keep, best_step)
+        try:
+            checkpoints.save(run.file("checkpoints"), checkpoints.Snapshot(state.step, learner.capture(), kept), saving.keep, best_step)
+            failures = 0
+        except CheckpointError as error:
+            failures += 1
+            if last or failures == _MOST_FAILURES:
+                raise
+            say(f"warning: {error}; older ones are as they were, and training goes on")
 
-    chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.skip_nonfinite)
-    evaluate = make_evaluate(learner, data)
+    with placement.scope():
+        chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.max_skipped)
+        evaluate = make_evaluate(learner, data)
     with (
         placement.scope(),
         Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
@@ -81,17 +99,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
             reason = str(error).splitlines()[0].partition("{{")[0]
             raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
 
-    summary = {
-        "steps": state.step,
-        "wall_seconds": round(time.monotonic() - run.claimed, 3),
-        "steps_per_second": round(outcome.steps_per_second, 1),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "gradient_mode": learner.gradient_mode,
-        "gradient_check": proof,
-        "compile": compiled,
-        "final": {tag: plain(value) for tag, value in outcome.final.items()},
-        "best": state.best,
-    }
+    summary = _summary(run, learner, state, compiled, proof, outcome)
     run.write("summary.json", summary)
     if outcome.cause == "signal":
         say(f"stopped at step {state.step} of {num_steps}; the same command with hydra.run.dir={run.path} goes on")
@@ -111,7 +119,7 @@ def _plan(settings: schema.Trainer, saving: schema.Checkpoint, num_steps: int) -
         goal=saving.goal,
         patience=settings.early_stopping.patience,
         min_delta=settings.early_stopping.min_delta,
-        skip_nonfinite=settings.on_nonfinite == "skip",
+        max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
     )
 
 
@@ -125,7 +133,7 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int) -
         raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
 
 
-def _restore(run: RunDir, resume: str, learner: Learner, compiled: str) -> tuple[State, str]:
+def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int) -> tuple[State, str]:
     """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
     folder = run.file("checkpoints")
     checkpoints.clean(folder)
@@ -138,12 +146,35 @@ def _restore(run: RunDir, resume: str, learner: Learner, compiled: str) -> tuple
         return State(), compiled
     learner.restore(snapshot.arrays)
     state = State(**snapshot.state["loop"])
-    before = snapshot.state["gradient_mode"]
+    before, length = snapshot.state["gradient_mode"], snapshot.state["num_steps"]
+    if length != num_steps and not isinstance(learner.optimizer.get_config()["learning_rate"], float):
+        say(f"the learning rate's schedule spanned {length} steps until step {state.step}; from here it spans {num_steps}")
     if before != learner.gradient_mode:
         say(f"the run went by gradient={before} until step {state.step}; from here by gradient={learner.gradient_mode}")
     if learner.strategy is None and learner.loss.xla:
         compiled = snapshot.state["compile"]  # going on to the bit; XLA rounds in its own way
     return state, compiled
+
+
+def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: str, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "steps": state.step,
+        "wall_seconds": round(time.monotonic() - run.claimed, 3),
+        "steps_per_second": round(outcome.steps_per_second, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "gradient_mode": learner.gradient_mode,
+        "gradient_check": proof,
+        "compile": compiled,
+        "final": {tag: plain(value) for tag, value in outcome.final.items()},
+        "best": {tag: plain(value) for tag, value in state.best.items()},
+    }
+
+
+def _last_line(run: RunDir) -> dict[str, Any]:
+    """The scalars of the last step that metrics.jsonl holds."""
+    path = run.file("metrics.jsonl")
+    line = path.read_text(encoding="utf-8").splitlines()[-1:] if path.exists() else []
+    return {tag: value for tag, value in json.loads(line[0]).items() if tag != "step"} if line else {}
 
 
 def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:

@@ -22,7 +22,8 @@ def saved_steps(folder):
 
 
 def save(folder, step, keep=2, best_step=None):
-    return checkpoints.save(folder, Snapshot(step, ARRAYS, {"step": step}), keep, best_step)
+    checkpoints.save(folder, Snapshot(step, ARRAYS, {"step": step}), keep, best_step)
+    return folder / f"step-{step:08d}"
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -45,7 +46,9 @@ def test_newest_and_best_are_kept(tmp_path):
     assert saved_steps(tmp_path) == [2, 4, 5]
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no arrays", "no manifest", "no checksum", "empty manifest", "not a manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "no arrays", "no manifest", "no checksum", "empty manifest", "not a manifest", "step"]
+)
 def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
@@ -62,12 +65,24 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage):
         manifest.unlink()
     elif damage == "no checksum":
         manifest.write_text(json.dumps({"step": 2}))
+    elif damage == "step":
+        manifest.write_text(manifest.read_text().replace('"step": 2', '"step": 3'))
     else:
         manifest.write_text("" if damage == "empty manifest" else "[]")
     found, problems = checkpoints.load_newest(tmp_path)
     assert found.step == 1
     assert len(problems) == 1
     assert str(newest) in problems[0]
+
+
+def test_a_damaged_one_is_set_aside_and_not_counted_among_those_to_keep(tmp_path):
+    save(tmp_path, 1, keep=1)
+    os.truncate(save(tmp_path, 3, keep=2) / "arrays.npz", 40)
+    checkpoints.load_newest(tmp_path)
+    save(tmp_path, 2, keep=1)
+    save(tmp_path, 3, keep=1)
+    assert checkpoints.load_newest(tmp_path)[0].step == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-00000003", "step-00000003"]
 
 
 def test_damaged_ones_alone_are_an_error(tmp_path):
@@ -91,7 +106,8 @@ def test_nothing_is_unpickled(tmp_path):
     np.savez(path / "arrays.npz", evil=np.array([{"a": 1}], dtype=object))
     content = (path / "arrays.npz").read_bytes()
     manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
     manifest |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "dtypes": {"evil": "object"}}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": checkpoints._digest(manifest)}))
     with pytest.raises(CheckpointError, match="pickle"):
         checkpoints.load(path)

@@ -202,6 +202,8 @@ def test_what_a_strategy_cannot_do_is_refused(tmp_path):
         train(tmp_path / "b", "strategy=cpu_sim", "trainer.compile=chunk")
     with pytest.raises(ConfigError, match="strategy=auto"):
         train(tmp_path / "c", "strategy=mirrored", "strategy.num_devices=64")
+    with pytest.raises(ConfigError, match="strategy=cpu_sim"):
+        train(tmp_path / "e", "strategy.num_devices=4")
     with pytest.raises(ConfigError, match="in a process of its own"):
         train(tmp_path / "d", "strategy=cpu_sim", "strategy.num_devices=3")
 
@@ -232,6 +234,88 @@ def test_an_unweighted_row_may_hold_anything(tmp_path):
     assert read(tmp_path / "run", "summary.json")["final"]["eval/r2"] > 0.9
     with pytest.raises(DataError, match=r"row|example"):
         train(tmp_path / "unweighted", *overrides)
+
+
+def test_what_a_step_that_is_not_finite_did_to_other_variables_is_undone(tmp_path):
+    overrides = ["model.batch_normalization=true", "data.standardize=false", "optimizer=sgd", "optimizer.learning_rate=1e38", "loss=mse"]
+    with pytest.raises(DivergedError):
+        train(tmp_path, *overrides)
+    assert all(np.isfinite(array).all() for array in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize("compiled", ["graph", "chunk"])
+def test_whoever_diverged_goes_on_with_another_gradient(tmp_path, compiled):
+    """A loss whose tape is NaN and whose own gradient is not: what the message says to try works."""
+    folder = tmp_path / "run"
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "norm.yaml").write_text("_target_: package_with_norm_loss.Norm\n")
+    (tmp_path / "package_with_norm_loss.py").write_text(NORM)
+    overrides = [*QUICK, "loss=norm", "trust=[package_with_norm_loss]", f"hydra.run.dir={folder}", f"trainer.compile={compiled}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(DivergedError, match="step 1 gave grad_norm/output/bias = nan"):
+            job.run(config.load([*overrides, "gradient=auto"], tmp_path / "conf"))
+        assert job.run(config.load(overrides, tmp_path / "conf")) == 0
+    assert [line["step"] for line in lines(folder)] == list(range(1, 31))
+
+
+NORM = """
+import dataclasses
+import tensorflow as tf
+from losses.base import Loss
+
+@dataclasses.dataclass(frozen=True)
+class Norm(Loss):
+    def value(self, y_true, y_pred):
+        return tf.reduce_sum(tf.where(y_pred > 0.1, tf.sqrt(y_pred), 0), axis=-1)
+
+    def gradient(self, y_true, y_pred):
+        return tf.where(y_pred > 0.1, 0.5 / tf.sqrt(tf.maximum(y_pred, 0.1)), 0)
+"""
+
+
+def test_a_run_killed_before_its_summary_gets_one(tmp_path):
+    train(tmp_path)
+    before = read(tmp_path, "summary.json")
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "status.json").write_text('{"state": "running"}')
+    assert train(tmp_path) == 0
+    after = read(tmp_path, "summary.json")
+    assert after["final"] == pytest.approx(before["final"], rel=1e-6)
+    assert after["best"] == before["best"]
+
+
+def test_a_refused_continuation_changes_nothing(tmp_path):
+    train(tmp_path)
+    names = ("config.yaml", "overrides.txt", "metrics.jsonl", "summary.json")
+    files = {name: (tmp_path / name).read_bytes() for name in names}
+    train(tmp_path, "trainer.steps=20")
+    with pytest.raises(ConfigError, match="type one of these"):
+        train(tmp_path, "trainer.steps=40", "checkpoint.monitor=eval/acc")
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+
+
+def test_checkpoints_without_a_log_are_not_continued_by_another_job(tmp_path):
+    train(tmp_path, "trainer.log_every=1000", "trainer.eval_every=0")
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(ConfigError, match="seed: 0 -> 5"):
+        train(tmp_path, "seed=5", "trainer.steps=40")
+
+
+@pytest.mark.fault
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_at_the_end_an_error(tmp_path, capsys):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(CheckpointError, match="can't be written"):
+        train(tmp_path, "checkpoint.every=20")
+    assert capsys.readouterr().out.count("warning: the checkpoint") == 2  # at 10, the best so far, and at 20
+
+
+def test_sys_exit_in_what_a_user_brings_along_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_train", lambda *_: sys.exit(0))
+    with pytest.raises(RuntimeError, match=r"sys\.exit"):
+        train(tmp_path)
+    assert read(tmp_path, "status.json") == {"state": "failed", "cause": "SystemExit: 0", "exit_code": 1}
 
 
 def test_a_step_that_is_not_finite_ends_the_run_before_its_update(tmp_path):

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.logs import Recorder
 
-TAGS = ["loss", "grad_norm/global", "grad_norm/ä/kernel"]
+TAGS = ["loss", "grad_norm/global", "grad_norm/ä 50%d/kernel"]
 
 
 def record(folder, first, rows, evaluation=None, last_step=0):
