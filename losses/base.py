@@ -160,6 +160,8 @@ class Loss:
     def _checked_value(self, value: Any, y_pred: Tensors) -> tf.Tensor:
         """The value as a tensor; refused unless it is one number per example."""
         first = next(p for key, p in _entries(y_pred) if key not in self.shared)
+        if value is None:
+            raise LossError(f"loss {self.name}: value gives None; does it lack a return?")
         value = tf.convert_to_tensor(value)
         if value.dtype != first.dtype:
             raise LossError(f"loss {self.name}: value must be {first.dtype.name}, as y_pred; found {value.dtype.name}")

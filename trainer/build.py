@@ -14,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from losses.base import Loss, LossError, Tensors
 from trainer import schema, trust
 from trainer.config import Job, config_dirs, groups
-from trainer.data.prepare import Prepared, fit, prepare
+from trainer.data.base import Examples
+from trainer.data.prepare import KINDS, Prepared, fit, prepare
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner
+from trainer.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,11 @@ def build_placement(settings: schema.Strategy) -> Placement:
         return Placement(tf.distribute.MirroredStrategy(_logical_cpus(count or 2)))
     gpus = tf.config.list_logical_devices("GPU")
     if settings.name == "one_device":
-        return Placement(None, settings.device or ("GPU:0" if gpus else "CPU:0"))
+        device = settings.device or ("GPU:0" if gpus else "CPU:0")
+        there = [name.removeprefix("/device:") for name in devices()]
+        if device not in there:
+            raise ConfigError(f"strategy.device={device}: there is no such device here; type one of {', '.join(there)}")
+        return Placement(None, device)
     if settings.name == "auto" and (count or 1) > max(1, len(gpus)):
         raise ConfigError(
             f"strategy.num_devices={count}: there are {len(gpus)} GPUs here; type strategy=cpu_sim to simulate replicas on the CPU"
@@ -127,13 +133,22 @@ def build_data(job: Job, loss: Loss) -> Prepared:
     if "sample_weight" in inspect.signature(found).parameters:
         arguments["sample_weight"] = shared.sample_weight  # a source of a table must know which column is no feature
     source = _call(found, arguments, f"data={job.choices['data']}")
+    if source.kind not in KINDS:
+        raise ConfigError(f"{_name(job.config.data)}.kind is {source.kind!r}; it must be one of {', '.join(KINDS)}")
     want = fit(source.kind, loss.targets)
     if want is None:
+        advice = f"type data= one of {', '.join(_fitting_data(loss)) or '(none of the bundled)'}"
+        if "targets" in arguments:  # a file, whose targets may be meant otherwise
+            advice = f"if they are meant so, type data.targets= one of {', '.join(sorted(loss.targets))}; or {advice}"
         raise ConfigError(
-            f"data={job.choices['data']} has {source.kind} targets; the loss {loss.name} takes {' or '.join(loss.targets)}: "
-            f"type data= one of {', '.join(_fitting_data(loss)) or '(none of the bundled)'}"
+            f"data={job.choices['data']} has {source.kind} targets; the loss {loss.name} takes {' or '.join(loss.targets)}: {advice}"
         )
-    return prepare(source.load(), source.kind, want, shared)
+    if "targets" in arguments and arguments["targets"] == "auto":
+        say(f"{job.config.data.path}: the targets are read as {source.kind}; data.targets= says otherwise")
+    examples = source.load()
+    if not isinstance(examples, Examples):
+        raise ConfigError(f"{_name(job.config.data)}.load() must return trainer.data.base.Examples; it returned {type(examples).__name__}")
+    return prepare(examples, source.kind, want, shared)
 
 
 def _fitting_data(loss: Loss) -> list[str]:
@@ -153,12 +168,18 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
     given = {"input_shape": input_shape, "num_outputs": num_outputs}
     arguments = {name: value for name, value in given.items() if name in inspect.signature(found).parameters} | arguments
     model = _call(found, arguments, f"model={job.choices['model']}")
+    if not isinstance(model, keras.Model):
+        raise ConfigError(
+            f"model={job.choices['model']}: {_name(job.config.model)} must give a keras.Model; it gave {type(model).__name__}"
+        )
     try:
         outputs = model(tf.zeros([1, *input_shape]), training=False)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise DataError(
             f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: {error}"
         ) from error
+    if not isinstance(outputs, tf.Tensor):
+        raise ConfigError(f"model={job.choices['model']} must give one tensor, for the loss {loss.name}; it gives {type(outputs).__name__}")
     if tuple(outputs.shape) != (1, num_outputs):
         raise ConfigError(
             f"model={job.choices['model']} gives outputs of shape {tuple(outputs.shape[1:])}; the loss {loss.name} on "
@@ -169,7 +190,10 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
 
 def num_steps(settings: schema.Trainer, num_examples: int, batch_size: int) -> int:
     """The length of the run in updates."""
-    return settings.steps or math.ceil((settings.epochs or 0) * num_examples / batch_size)
+    steps = settings.steps or (settings.epochs or 0) * num_examples / batch_size
+    if steps >= 2**31:
+        raise ConfigError(f"the run would have {steps:.3g} steps, more than 2**31: type fewer trainer.steps or trainer.epochs")
+    return math.ceil(steps)
 
 
 def build_optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:
@@ -229,6 +253,10 @@ def _layers(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     for layer in getattr(model, "layers", []):
         yield layer
         yield from _layers(layer)
+
+
+def _name(node: DictConfig) -> str:
+    return str(node._target_)
 
 
 def _arguments(node: DictConfig) -> dict[str, Any]:

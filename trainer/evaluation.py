@@ -12,6 +12,8 @@ from trainer.learner import Learner
 _BATCH_SIZE = 512
 _METRICS = {"classes": ["eval/accuracy"], "real": ["eval/mae", "eval/r2"], "counts": ["eval/deviance", "eval/mae"]}
 
+LARGER_IS_BETTER = ("eval/accuracy", "eval/r2")
+
 
 def metric_names(task: str) -> list[str]:
     """The tags that an evaluation gives."""

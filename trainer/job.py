@@ -26,8 +26,8 @@ def run(job: Job) -> int:
     resume, path = job.config.resume, job.run_dir
     if resume not in ("auto", "never", "must"):
         path, resume = Path(resume), "must"
-        if not path.is_dir():
-            raise CheckpointError(f"resume={path}: there is no such run directory; type auto, never, must, or the path of one")
+    if resume == "must" and not path.is_dir():
+        raise CheckpointError(f"resume={job.config.resume}: there is no run in {path}; type resume=auto, never, must, or the path of a run")
     with Signals() as signals:
         run = rundir.claim(path)
         try:

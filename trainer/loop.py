@@ -134,7 +134,7 @@ def _describe(plan: Plan, step: int, tags: list[str], row: np.ndarray) -> str:
     again = f"{plan.max_skipped + 1} steps in a row, up to step {step}," if plan.max_skipped else f"step {step}"
     return (
         f"diverged: {again} gave {tag} = {value}; the update was not applied and the state before it is saved. "
-        "Try gradient=analytic (or auto), a smaller optimizer.learning_rate, trainer.clip_norm=1"
+        "Try the other gradient mode, a smaller optimizer.learning_rate, or trainer.clip_norm=1"
     )
 
 

@@ -96,7 +96,7 @@ class Checkpoint:
     every: int = limited(500, minimum=0)  # steps; 0: at the end only
     keep: int = limited(2, minimum=1)  # newest checkpoints kept beside the best
     monitor: str = "eval/loss"  # the metric that decides which is best
-    goal: str = limited("min", choices=("min", "max"))  # whether smaller or larger is better
+    goal: str | None = limited(None, choices=("min", "max"))  # whether smaller or larger is better; None: by the metric
 
 
 @dataclasses.dataclass

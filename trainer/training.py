@@ -16,7 +16,7 @@ from trainer.config import Job
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation import make_evaluate, metric_names
+from trainer.evaluation import LARGER_IS_BETTER, make_evaluate, metric_names
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
 from trainer.loop import Outcome, Plan, State, run_loop
@@ -58,7 +58,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     _check_plan(plan, learner, data, batch_size)
 
     compiled = build.choose_compile(settings.compile, learner)
-    state, compiled = _restore(run, resume, learner, compiled, num_steps)
+    state, compiled = _restore(run, resume, learner, compiled, num_steps, data)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
@@ -68,11 +68,17 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     proof = _verify(job, learner, data, order)
     rundir.describe(run, rundir.stored_config(job.config), job.overrides)
-    failures = 0
+    failures, fingerprint = 0, data.fingerprint()
 
     def save(last: bool) -> None:
         nonlocal failures
-        kept = {"loop": dataclasses.asdict(state), "compile": compiled, "gradient_mode": learner.gradient_mode, "num_steps": num_steps}
+        kept = {
+            "loop": dataclasses.asdict(state),
+            "compile": compiled,
+            "gradient_mode": learner.gradient_mode,
+            "num_steps": num_steps,
+            "data": fingerprint,
+        }
         best_step = int(state.best["step"]) if state.best else None
         try:
             checkpoints.save(run.file("checkpoints"), checkpoints.Snapshot(state.step, learner.capture(), kept), saving.keep, best_step)
@@ -116,7 +122,7 @@ def _plan(settings: schema.Trainer, saving: schema.Checkpoint, num_steps: int) -
         eval_every=settings.eval_every,
         save_every=saving.every,
         monitor=saving.monitor,
-        goal=saving.goal,
+        goal=saving.goal or ("max" if saving.monitor in LARGER_IS_BETTER else "min"),
         patience=settings.early_stopping.patience,
         min_delta=settings.early_stopping.min_delta,
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
@@ -133,7 +139,7 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int) -
         raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
 
 
-def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int) -> tuple[State, str]:
+def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int, data: Prepared) -> tuple[State, str]:
     """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
     folder = run.file("checkpoints")
     checkpoints.clean(folder)
@@ -144,6 +150,8 @@ def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_step
         if resume == "must":
             raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
         return State(), compiled
+    if snapshot.state["data"] != data.fingerprint():
+        raise ConfigError(f"the data are not those that the run in {run.path} has seen: type another hydra.run.dir, or bring them back")
     learner.restore(snapshot.arrays)
     state = State(**snapshot.state["loop"])
     before, length = snapshot.state["gradient_mode"], snapshot.state["num_steps"]
@@ -189,7 +197,7 @@ def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     predictions = learner.model(tf.constant(data.train.features[rows]), training=False)
     report = check.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
     if not report.ok:
-        raise ConfigError(f"{report.message}. The run has not begun; python -m trainer gradient=auto trains by the tape instead")
+        raise ConfigError(f"{report.message}. The run has not begun")
     say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
     inconclusive = f", {report.num_inconclusive} inconclusive" if report.num_inconclusive else ""
     return f"{report.num_checked} derivatives agree to {report.max_error:.1e}{inconclusive}"

@@ -1,6 +1,7 @@
 """From a source's examples to what is trained on: targets fitted to the loss, split, weighed, standardised."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ _FITS = {
     "real": ("real",),
     "series": ("series",),
 }
+KINDS = tuple(_FITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Prepared:
     target_scale: np.ndarray  # float64 [dim]: what one unit of the targets is in the source's units
     num_classes: int | None
     target_dim: int  # values of one target; 1 for class indices
+
+    def fingerprint(self) -> str:
+        """A checksum of what is trained on."""
+        arrays = (self.train.features, self.train.targets, self.train.weights)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays if array is not None)).hexdigest()
 
 
 def fit(kind: str, wanted: tuple[str, ...]) -> str | None:
