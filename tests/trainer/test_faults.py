@@ -1,45 +1,84 @@
 """What breaks, and what must happen then: real processes, real signals."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trainer import checkpoints
+from trainer.checkpoints import Snapshot
 
 pytestmark = pytest.mark.fault
 
+ROOT = Path(__file__).parents[2]
+# Long enough that no machine is through before a signal at two thirds of it arrives.
 SETTINGS = (
-    "trainer.steps=3000",
-    "trainer.eval_every=500",
-    "checkpoint.every=150",
+    "trainer.steps=12000",
+    "trainer.eval_every=2000",
+    "checkpoint.every=500",
     "checkpoint.monitor=eval/accuracy",
     "checkpoint.goal=max",
 )
+ENDLESS = "trainer.steps=1000000"
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "trainer", *SETTINGS, f"hydra.run.dir={folder}", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "trainer", *SETTINGS, f"hydra.run.dir={folder}", *overrides]
 
 
-def finish(folder: Path, *overrides: str) -> tuple[int, str]:
-    process = start(folder, *overrides)
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
+@pytest.fixture
+def start():
+    """Starts runs, and leaves none behind."""
+    processes = []
+
+    def start(folder: Path, *overrides: str) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command(folder, *overrides), stdout=pipe, stderr=pipe, text=True, cwd=ROOT))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def wait_for_lines(process: subprocess.Popen, folder: Path, count: int) -> None:
-    """Returns when the run has logged `count` steps, or has ended."""
-    path = folder / "metrics.jsonl"
-    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < count):
+def finish(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Returns when the condition holds, and fails if the process ends before."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
+
+
+def last_step(folder: Path) -> int:
+    """The last step whose line is whole."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def signaled(process: subprocess.Popen, *numbers: signal.Signals) -> tuple[int, str]:
+    """Sends signals to a process that still runs; its exit status and what it said."""
+    assert process.poll() is None
+    for number in numbers:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -54,78 +93,144 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert finish(folder) == (0, "")
+    result = finish(folder)
+    assert (result.returncode, result.stderr) == (0, "")
     return folder
 
 
-def test_killed_again_and_again_the_result_is_the_same(undisturbed, tmp_path):
+def test_killed_again_and_again_the_result_is_the_same(undisturbed, start, tmp_path):
     draw = random.Random(0)
-    killed = 0
-    for _ in range(3):
-        process = start(tmp_path)
-        wait_for_lines(process, tmp_path, draw.randrange(100 + 900 * killed, 900 + 900 * killed))
-        process.kill()
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed == 3
-    assert finish(tmp_path)[0] == 0
+    for begin in (1, 3000, 6000):
+        process, step = start(tmp_path), draw.randrange(begin, begin + 2500)
+        wait_for(process, lambda step=step: last_step(tmp_path) >= step)
+        assert signaled(process, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert last_step(tmp_path) < 12000
+    assert finish(tmp_path).returncode == 0
     assert_same(undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, tmp_path, number, exit_code):
+def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, start, tmp_path, number, exit_code):
     process = start(tmp_path)
-    wait_for_lines(process, tmp_path, 700)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == exit_code
+    wait_for(process, lambda: last_step(tmp_path) >= 3200)
+    found, output = signaled(process, number)
+    assert found == exit_code
     assert "goes on" in output
-    assert finish(tmp_path)[0] == 0
+    assert checkpoints.load_newest(tmp_path / "checkpoints")[0].step == last_step(tmp_path) < 12000
+    assert finish(tmp_path).returncode == 0
     assert_same(undisturbed, tmp_path)
 
 
-def test_a_signal_while_it_starts_saves_too(undisturbed, tmp_path):
+def test_a_signal_while_it_starts_saves_too(undisturbed, start, tmp_path):
     process = start(tmp_path)
-    while not (tmp_path / "status.json").exists():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert finish(tmp_path)[0] == 0
+    wait_for(process, (tmp_path / "status.json").exists)
+    assert signaled(process, signal.SIGTERM)[0] == 143
+    assert checkpoints.load_newest(tmp_path / "checkpoints")[0].step < 12000
+    assert finish(tmp_path).returncode == 0
     assert_same(undisturbed, tmp_path)
 
 
-def test_damaged_checkpoints_are_passed_over_and_named(undisturbed, tmp_path):
+def test_a_second_signal_ends_it_at_once(start, tmp_path):
+    """While it builds and compiles; two different signals, because two of the same may arrive as one."""
+    process = start(tmp_path, ENDLESS)
+    wait_for(process, (tmp_path / "environment.json").exists)
+    assert signaled(process, signal.SIGINT, signal.SIGTERM)[0] == 143
+    assert last_step(tmp_path) == 0
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 143)
+
+
+def test_damaged_checkpoints_are_passed_over_and_named(undisturbed, start, tmp_path):
     process = start(tmp_path)
-    wait_for_lines(process, tmp_path, 1000)
-    process.kill()
-    process.communicate()
-    newest = max((tmp_path / "checkpoints").iterdir())
+    wait_for(process, lambda: last_step(tmp_path) >= 3200)
+    assert signaled(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
     content = bytearray((newest / "arrays.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (newest / "arrays.npz").write_bytes(content)
-    process = start(tmp_path)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert str(newest / "arrays.npz") in output
+    result = finish(tmp_path)
+    assert result.returncode == 0
+    assert str(newest / "arrays.npz") in result.stdout
     assert_same(undisturbed, tmp_path)
 
 
 def test_no_valid_checkpoint_is_no_reason_to_start_afresh(tmp_path):
-    finish(tmp_path, "trainer.steps=20", "trainer.eval_every=0")
+    assert finish(tmp_path, "trainer.steps=20", "trainer.eval_every=0").returncode == 0
     for path in (tmp_path / "checkpoints").iterdir():
         os.truncate(path / "arrays.npz", 100)
     for resume in ("auto", "must"):
-        exit_code, errors = finish(tmp_path, "trainer.steps=40", "trainer.eval_every=0", f"resume={resume}")
-        assert exit_code == 4
-        assert errors.splitlines()[-1].startswith("error: no checkpoint in")
+        result = finish(tmp_path, "trainer.steps=40", "trainer.eval_every=0", f"resume={resume}")
+        assert result.returncode == 4
+        assert result.stderr.splitlines()[-1].startswith("error: no checkpoint in")
 
 
-def test_one_directory_two_runs(tmp_path):
-    process = start(tmp_path)
-    wait_for_lines(process, tmp_path, 1)
-    exit_code, errors = finish(tmp_path)
-    process.kill()
-    process.communicate()
-    assert exit_code == 2
-    assert "is locked" in errors
+def test_one_directory_two_runs(start, tmp_path):
+    process = start(tmp_path, ENDLESS)
+    wait_for(process, lambda: last_step(tmp_path) >= 1)
+    result = finish(tmp_path, ENDLESS)
+    assert process.poll() is None
+    assert result.returncode == 2
+    assert "is locked" in result.stderr
+
+
+# What a continued run does with its checkpoints, in a process that kills itself before the n-th call that changes the file system.
+SAVE = """
+import os, shutil, signal, sys
+from pathlib import Path
+import numpy as np
+from trainer import checkpoints
+
+folder, step, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+calls = 0
+
+def deadly(function):
+    def call(*arguments, **keywords):
+        global calls
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+
+for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir"):
+    setattr(os, name, deadly(getattr(os, name)))
+checkpoints.clean(folder)
+checkpoints.load_newest(folder)
+checkpoints.save(folder, checkpoints.Snapshot(step, {"w": np.full(1000, step, np.float32)}, {"loop": step}), keep=2, best_step=None)
+"""
+
+
+def save(folder: Path, step: int) -> None:
+    checkpoints.save(folder, Snapshot(step, {"w": np.full(1000, step, np.float32)}, {"loop": step}), keep=2, best_step=None)
+
+
+@pytest.mark.parametrize(
+    ("step", "damaged", "at_least"),
+    [(3, False, 7), (2, False, 0), (2, True, 5)],
+    ids=["a new step", "a step saved already", "a step whose checkpoint is damaged"],
+)
+def test_a_save_that_is_killed_leaves_a_valid_checkpoint(tmp_path, step, damaged, at_least):
+    calls = 0
+    while True:
+        folder = tmp_path / str(calls)
+        for earlier in (1, 2):
+            save(folder, earlier)
+        if damaged:
+            os.truncate(folder / "step-00000002" / "arrays.npz", 100)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        arguments = [sys.executable, "-c", SAVE, str(folder), str(step), str(calls + 1)]
+        returncode = subprocess.run(arguments, env=environment, timeout=60, check=False).returncode
+        assert returncode in (0, -signal.SIGKILL)
+
+        checkpoints.clean(folder)
+        assert not list(folder.glob(".*"))
+        snapshot, _ = checkpoints.load_newest(folder)
+        assert snapshot.step in ((step,) if returncode == 0 else (1, step) if damaged else (2, step))
+        np.testing.assert_array_equal(snapshot.arrays["w"], np.full(1000, snapshot.step, np.float32))
+        save(folder, 4)
+        kept = sorted(folder.glob("step-*"))
+        assert [checkpoints.load(path).step for path in kept] == [snapshot.step, 4]
+        if returncode == 0:
+            break
+        calls += 1
+    assert calls >= at_least
