@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -176,7 +177,8 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
         outputs = model(tf.zeros([1, *input_shape]), training=False)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise DataError(
-            f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: {error}"
+            f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: "
+            f"{_plain(error)}"
         ) from error
     if not isinstance(outputs, tf.Tensor):
         raise ConfigError(f"model={job.choices['model']} must give one tensor, for the loss {loss.name}; it gives {type(outputs).__name__}")
@@ -253,6 +255,11 @@ def _layers(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     for layer in getattr(model, "layers", []):
         yield layer
         yield from _layers(layer)
+
+
+def _plain(error: Exception) -> str:
+    """The error's first line, without Keras' colours and printed arrays."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0][:300]
 
 
 def _name(node: DictConfig) -> str:

@@ -209,13 +209,19 @@ def _parse_one(text: str, parser: OverridesParser) -> Override:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text}: is not an override; type KEY=VALUE or GROUP=CHOICE") from error
-        quoted = f'{key}="' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        quoted = f"{key}={_quoted(value)}"
         with contextlib.suppress(HydraException):
             parser.parse_overrides([quoted])
-            hint = "close the bracket, or " if value[:1] in "[{(" else ""
+            hint = "close the bracket, or " if value[:1] in "[{(" and value[-1:] not in ")}]" else ""
             shell = "'" + quoted.replace("'", "'\\''") + "'"
             raise ConfigError(f"{text}: can't be read; {hint}quote the value, against the shell too: {shell}") from error
         raise ConfigError(f"{text}: can't be read; keys are names joined by dots, as in trainer.steps=100") from error
+
+
+def _quoted(value: str) -> str:
+    if re.fullmatch(r"\[[^\[\]{}\"']*\]", value):  # a list of plain words: each is quoted, not the list
+        return "[" + ",".join(_quoted(word.strip()) for word in value[1:-1].split(",")) + "]"
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _check_form(override: Override, text: str) -> None:

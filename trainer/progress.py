@@ -5,9 +5,10 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_WIDE = 80  # characters that the whole live line needs
 _PLAIN_SECONDS = 5.0  # between two plain lines, where there is no terminal
 
 
@@ -21,14 +22,11 @@ class ProgressLine:
         self._compiled = False
         self._live = None
         if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
-            self._live = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TaskProgressColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=Console(),
-            )
+            console = Console()
+            columns: list[ProgressColumn] = [TextColumn("step {task.completed}/{task.total}"), TextColumn("{task.description}")]
+            if console.width >= _WIDE:
+                columns = [columns[0], BarColumn(bar_width=20), TaskProgressColumn(), columns[1], TimeRemainingColumn()]
+            self._live = Progress(*columns, console=console)
             self._task = self._live.add_task("", total=num_steps, completed=first_step)
 
     def __enter__(self) -> "ProgressLine":
@@ -49,7 +47,9 @@ class ProgressLine:
         text = f"loss {scalars['loss']:.4g}  grad norm {scalars['grad_norm/global']:.3g}  {rate:.0f} steps/s"
         metrics = "  ".join(f"{tag} {value:.4g}" for tag, value in evaluation.items())
         if self._live:
-            self._live.update(self._task, completed=step, description=text)
+            if self._live.console.width < _WIDE:
+                text = text.partition("  ")[0]
+            self._live.update(self._task, completed=step, description=text, refresh=True)
             if metrics:
                 self._live.console.print(f"step {step}  {metrics}")
         elif metrics or now - self._printed >= _PLAIN_SECONDS:

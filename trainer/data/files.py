@@ -87,7 +87,7 @@ class Csv(Source):
             taken[self.sample_weight] = "data.sample_weight"
         for name, key in {**dict.fromkeys(self.features or (), "data.features"), **taken}.items():
             if name not in names:
-                raise ConfigError(f"{key}={name}: {self.path} has no such column; {_did_you_mean(name, names)}")
+                raise ConfigError(f"{key}={name}: {self.path} has no such column; {_did_you_mean(name, names)}{_other_delimiter(names)}")
         for name in self.features or ():
             if name in taken:
                 raise ConfigError(f"data.features has {name!r}, which is {taken[name]} already")
@@ -146,6 +146,11 @@ class Npz(Source):
         return kind, Examples(arrays[self.features], targets, num_classes, weights, class_names=class_names)
 
 
+def _other_delimiter(names: Sequence[str]) -> str:
+    found = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+    return f"; its columns seem to be separated by {found!r}: type 'data.delimiter=\"{found}\"'" if found else ""
+
+
 def _read_npz(path: str, keys: dict[str, str]) -> dict[str, np.ndarray]:
     arrays = {}
     try:
@@ -162,7 +167,8 @@ def _read_npz(path: str, keys: dict[str, str]) -> dict[str, np.ndarray]:
                 arrays[name] = array
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"{path} can't be read as arrays of numbers or text: {error}. Python objects are never unpickled: save text by y.astype(str)"
+            f"{path} holds no arrays of numbers or text, or is damaged. Python objects are never unpickled: save text by y.astype(str), "
+            "and all by numpy.savez; a table is data=csv"
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error

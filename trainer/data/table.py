@@ -55,7 +55,7 @@ def open_csv(path: Path, delimiter: str) -> tuple[list[str], Iterable[tuple[int,
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+        raise DataError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8; arrays are data=npz") from error
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
     def rows() -> Iterable[tuple[int, list[str]]]:
