@@ -38,7 +38,7 @@ def run(job: Job) -> int:
             if not run.file("config.yaml").exists():
                 rundir.describe(run, config, job.overrides)
             run.status("running")
-            signals.before_exit = lambda number: run.status("stopped", f"signal {number} twice", 128 + number)
+            signals.before_exit = lambda number: run.status("stopped", f"signal {number}, the second", 128 + number)
             try:
                 exit_code, cause = _train(job, run, resume, signals)
             except UserError as error:
@@ -93,12 +93,12 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
 def _quiet() -> Iterator[None]:
     """Keeps back what TensorFlow's native code writes to stderr while it starts, which no log level of its own silences.
 
-    It is shown if the start fails, or if TF_CPP_MIN_LOG_LEVEL says that it is wanted.
+    It is shown if the start fails, or if TF_CPP_MIN_LOG_LEVEL is 0 or 1.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.stderr is None:
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1") or sys.stderr is None:
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as kept:

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
@@ -16,16 +19,30 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in NUMBERS:
             self._before[number] = signal.signal(number, self._notice)
+        # Python calls its handlers only between two of its own instructions, not while the device works or a program compiles:
+        # a thread reads the numbers that the interpreter's own handler writes at once.
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing)
+        threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writing)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _notice(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
-            self.before_exit(number)
-            os._exit(128 + number)
-        self.received = number
+        self.received = self.received or number
+
+    def _watch(self, reading: int) -> None:
+        seen = 0
+        while content := os.read(reading, 1):
+            seen += content[0] in NUMBERS
+            if seen > 1:
+                self.before_exit(content[0])
+                os._exit(128 + content[0])
+        os.close(reading)

@@ -83,12 +83,18 @@ def test_a_mistake_ends_with_its_exit_status_and_one_line(monkeypatch, capsys, e
 
 
 def test_a_crash_shows_its_traceback_and_ends_with_what_to_do(monkeypatch, capsys):
-    monkeypatch.setattr(job, "run", lambda _: 1 / 0)
+    monkeypatch.setattr(job, "run", len)  # fails in a frame of this program
     assert cli.main([]) == 1
     text = capsys.readouterr().err
     assert "Traceback" in text
-    assert last_line(text).startswith("error: ZeroDivisionError: division by zero")
+    assert last_line(text).startswith("error: TypeError: object of type 'Job' has no len()")
     assert "report" in last_line(text)
+
+
+def test_a_crash_in_the_users_own_code_names_the_place_there(monkeypatch, capsys):
+    monkeypatch.setattr(job, "run", lambda _: 1 / 0)  # fails in a frame of this file, which stands for theirs
+    assert cli.main([]) == 1
+    assert last_line(capsys.readouterr().err).startswith(f"error: ZeroDivisionError: division by zero; it comes from {__file__}, line ")
 
 
 def test_an_interrupt(monkeypatch, capsys):

@@ -20,10 +20,11 @@ def test_the_first_is_noticed_and_the_handlers_come_back(number):
 
 def test_the_second_ends_the_process():
     program = (
-        "import os, signal\nfrom trainer.signals import Signals\n"
+        "import os, signal, threading\nfrom trainer.signals import Signals\n"
         "with Signals() as signals:\n"
         "    signals.before_exit = lambda number: print('last words', number, flush=True)\n"
         "    for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    threading.Event().wait(60)\n"
         "    print('still here')\n"
     )
     found = subprocess.run(
