@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from losses.base import Loss, LossError, Tensors
 from trainer import schema, trust
 from trainer.config import Job, config_dirs, groups
-from trainer.data.base import Examples
-from trainer.data.prepare import KINDS, Prepared, fit, prepare
+from trainer.data.base import KINDS, Examples
+from trainer.data.prepare import Prepared, fit, prepare
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner
 from trainer.progress import say

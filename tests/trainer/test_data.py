@@ -170,3 +170,10 @@ def test_check_refuses_what_is_no_count(bad):
     examples.check()
     with pytest.raises(DataError, match=f"{bad} in row 2.*no count"):
         examples.check(kind="counts")
+
+
+def test_a_source_without_kind_or_load_says_what_is_missing():
+    with pytest.raises(DataError, match="Source has no kind: give it one of real, counts, classes, series"):
+        _ = Source().kind
+    with pytest.raises(DataError, match="define load"):
+        Source().load()

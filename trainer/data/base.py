@@ -127,11 +127,11 @@ class Source:
     @property
     def kind(self) -> str:
         """What the targets are, out of KINDS; a loss says which it can learn from. A plain class attribute does."""
-        raise NotImplementedError(f"{type(self).__name__} has no kind: give it one of {', '.join(KINDS)}")
+        raise DataError(f"{type(self).__name__} has no kind: give it one of {', '.join(KINDS)}")
 
     def load(self) -> Examples:
         """Reads all examples; raises DataError where that can't be done."""
-        raise NotImplementedError(f"{type(self).__name__} has no load(): define load(self) -> Examples")
+        raise DataError(f"{type(self).__name__} has no load(): define load(self) -> Examples")
 
 
 def _numbers(name: str, array: Any, dtype: type) -> np.ndarray:

@@ -15,7 +15,6 @@ _FITS = {
     "real": ("real",),
     "series": ("series",),
 }
-KINDS = tuple(_FITS)
 
 
 @dataclasses.dataclass(frozen=True)
