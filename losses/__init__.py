@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from losses.base import Loss
     from losses.keras_loss import KerasLoss
 
-_MACHINERY = {"base", "check", "differences", "features", "keras_loss", "probes"}  # modules that are no losses
+_MACHINERY = {"base", "features", "keras_loss", "proof"}  # modules that are no losses
 
 
 def names() -> list[str]:

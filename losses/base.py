@@ -27,7 +27,34 @@ Tensors = Any  # a tensor, or a dict of tensors
 
 MODES = ("auto", "analytic")
 CONTRACTS = ("exact", "sub", "surrogate")
-TARGETS = ("real", "binary", "counts", "classes", "class_weights", "series", "none")
+# What a target is, and the shape of one example's.
+TARGETS = (
+    "real",  # [..., dim] numbers
+    "binary",  # [..., dim] numbers in [0, 1]
+    "counts",  # [..., dim] whole numbers >= 0
+    "classes",  # [...] indices
+    "class_weights",  # [..., classes] numbers >= 0
+    "logits",  # [classes] of a teacher
+    "preference",  # [] 1 where the first of two items is preferred, else 0
+    "same",  # [] 1 where two items belong together, else 0
+    "interval",  # [2] lower and upper edge, infinite ones allowed
+    "survival",  # [2] time and event (1, or 0 where censored)
+    "relevance",  # [items] of the items of a list
+    "ball",  # [dim] a point in the unit ball
+    "points",  # [num_points, dim]
+    "series",  # [time, dim]
+    "labels",  # {labels: [length] indices padded with -1, num_frames: []}
+    "none",  # no target: y_true is None
+)
+# What a loss can promise beyond its derivative; the checker tests it.
+INVARIANTS = (
+    "translation",  # a number added to all of an example's predictions changes nothing: its gradient sums to zero
+    "joint_translation",  # nor does one added to targets and predictions alike
+    "homogeneous_1",  # predictions and targets times a > 0: the value is multiplied by a
+    "homogeneous_2",  # by a squared
+    "convex",  # in the predictions
+    "non_negative",
+)
 
 
 class LossError(ValueError):
@@ -62,10 +89,28 @@ class Loss:
     targets: ClassVar[tuple[str, ...]] = ("real",)
     # Magnitudes of y_pred and y_true that it answers for.
     magnitudes: ClassVar[tuple[float, float]] = (1e-6, 1e6)
+    # Whether an example's gradient is accurate as a whole, to 1e-5 of its norm, instead of entry by entry, to `max_ulp`.
+    structured: ClassVar[bool] = False
+    # How far an entry of the float32 gradient may be off, in units in the last place times (1 + its condition number).
+    max_ulp: ClassVar[float] = 8.0
+    # What it promises, out of INVARIANTS.
+    invariants: ClassVar[tuple[str, ...]] = ()
     # The formula that people write, `usual(y_true, y_pred) -> [batch]`, for comparison only.
     usual: ClassVar[Callable[..., tf.Tensor] | None] = None
-    # The value of one example in mpmath, `reference(y_true, y_pred) -> mpf` from lists of mpf (classes are ints).
+    # The value of one example in mpmath, `reference(y_true, y_pred) -> mpf` from (nested) lists of mpf; classes are ints, dicts
+    # stay dicts, with shared entries whole. Of a coupled loss: the values of a batch, a list, from the lists of its examples.
     reference: ClassVar[Callable[..., Any] | None] = None
+    # Random inputs of its domain, `sample(rng, num_examples, scale) -> (y_true, y_pred)`: float64 arrays (int for classes), y_pred
+    # of about the magnitude `scale`, ties and near ties among them. None: drawn by `targets` and `outputs_per_target`.
+    sample: ClassVar[Callable[..., Any] | None] = None
+    # Inputs at the domain's edges beside those that every loss is tried at, `edges() -> (y_true, y_pred)`: one batch.
+    edges: ClassVar[Callable[..., Any] | None] = None
+    # Whether the second axis of y_pred (and of the features) runs over items, such as those of a pair, that one model maps one by one.
+    items: ClassVar[bool] = False
+    # Of a y_pred dict with shared entries, the one that the model computes for every example.
+    entry: ClassVar[str] = ""
+    # Names of what `metrics` gives.
+    metric_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:
@@ -113,6 +158,25 @@ class Loss:
         """The point prediction, in the targets' units, that evaluation compares with the targets."""
         return y_pred
 
+    def metrics(self, y_true: Tensors, y_pred: Tensors) -> tuple[tf.Tensor, ...]:
+        """Further measures for evaluation, `[batch]` each, in the order of `metric_names`."""
+        return ()
+
+    def output_shape(self, target_shape: tuple[int, ...], num_classes: int | None) -> tuple[int | None, ...]:
+        """The shape of what a model must give for one example, or for one item; `(None,)` where any width will do.
+
+        Args:
+            target_shape: of one example's target; `()` for a class index and for no target.
+            num_classes: of class targets; None for all others.
+        """
+        if num_classes is not None and "classes" in self.targets:
+            return (num_classes,)
+        return (self.outputs_per_target * target_shape[-1],)
+
+    def shared_shapes(self, width: int, num_classes: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the shared entries of y_pred, where the model gives `width` numbers as `entry`."""
+        raise LossError(f"loss {self.name} declares shared entries: define shared_shapes(self, width, num_classes)")
+
     def check_shapes(self, y_true: Tensors, y_pred: Tensors) -> None:
         """Refuses targets and predictions whose shapes don't belong together; raises LossError with both.
 
@@ -140,6 +204,15 @@ class Loss:
                 f"loss {self.name}: y_true of shape {tuple(y_true.shape)} does not fit y_pred of shape {tuple(y_pred.shape)}: "
                 f"expected y_true of shape {tuple(expected)}{hint}"
             )
+
+    def require_shape(self, what: str, tensor: tf.Tensor, **axes: int | None) -> None:
+        """For `check_shapes`: raises LossError unless the tensor has these axes, of that length where one is given.
+
+        `self.require_shape("y_pred", y_pred, batch=None, items=3, dim=None)` asks for [batch, 3, dim].
+        """
+        if not tensor.shape.is_compatible_with(list(axes.values())):
+            wanted = ", ".join(name if size is None else str(size) for name, size in axes.items())
+            raise LossError(f"loss {self.name}: {what} must have shape [{wanted}]; found {tuple(tensor.shape)}")
 
     def require(self, key: str, limit: str, holds: Callable[[Any], bool]) -> None:
         """For `__post_init__`: raises ValueError naming loss, hyperparameter, value and limit unless `holds(value)`."""
@@ -309,7 +382,7 @@ def map_entries(function: Callable, tensors: Tensors) -> Tensors:
 
 
 def cast_target(loss: Loss, y_true: tf.Tensor, compute: tf.DType) -> tf.Tensor:
-    keeps_integers = y_true.dtype.is_integer and ("classes" in loss.targets or "series" in loss.targets)
+    keeps_integers = y_true.dtype.is_integer and ("classes" in loss.targets or "labels" in loss.targets)
     return y_true if keeps_integers else tf.cast(y_true, compute)
 
 

@@ -62,7 +62,7 @@ class KerasLoss(keras.losses.Loss):
         if not given:
             return self._reduced(per_example(self.loss, self.gradient, y_true, y_pred), None, None)
         if any(weight.shape.rank == 2 for weight in given):
-            if self.loss.coupled or "series" in self.loss.targets:
+            if self.loss.coupled or {"series", "points"} & set(self.loss.targets):
                 raise LossError(f"loss {self.loss.name} does not average over time steps: give one weight per example, [batch]")
             steps = tf.shape(y_pred)[:2]
             y_true, y_pred = _merge_steps(y_true), _merge_steps(y_pred)

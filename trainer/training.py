@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from losses import check
 from losses.base import LossError
+from losses.proof import start
 from trainer import build, checkpoints, rundir, schema
 from trainer.config import Job
 from trainer.data.order import Order
@@ -195,7 +195,7 @@ def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     if data.train.weights is not None:
         rows = rows[data.train.weights[rows] > 0]
     predictions = learner.model(tf.constant(data.train.features[rows]), training=False)
-    report = check.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
+    report = start.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
     if not report.ok:
         raise ConfigError(f"{report.message}. The run has not begun")
     say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from losses import differences
 from losses.base import Loss, LossError, Tensors
+from losses.proof import differences
 
 NUM_COORDINATES = 64  # sampled where an example has more
 NUM_DIRECTIONS = 3  # random ones, over all coordinates at once

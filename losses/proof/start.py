@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, LossError, Tensors, cast_target, map_entries, per_example
-from losses.probes import Arrays, Function, Probes, entries, probe
+from losses.proof.probes import Arrays, Function, Probes, entries, probe
 
 RELATIVE = 3e-4  # an error of 0.1% must show
 RELATIVE_WORKING = 2e-3  # in the working dtype, where rounding adds up

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses import check, differences
 from losses.base import Loss
 from losses.mse import MSE
+from losses.proof import differences, start
 
 
 def data(num=16, dim=5, dtype=tf.float32):
@@ -90,7 +90,7 @@ class Unstable(MSE):
     ids=lambda value: type(value).__name__ if isinstance(value, Loss) else "",
 )
 def test_wrong_gradient_is_found(loss, message):
-    report = check.verify(loss, *data())
+    report = start.verify(loss, *data())
     assert not report.ok
     assert f"loss {loss.name}" in report.message
     assert message.replace("\\", "") in report.message
@@ -98,7 +98,7 @@ def test_wrong_gradient_is_found(loss, message):
 
 def test_message_shows_where():
     y, p = data()
-    message = check.verify(Scaled(2.0), y, p).message
+    message = start.verify(Scaled(2.0), y, p).message
     example, column = (int(message.split(before)[1].split(after)[0]) for before, after in [("example ", ","), ("coordinate [", "]")])
     assert f"y_true={y[example, column]:.9g}, y_pred={p.numpy()[example, column]:.9g}, dy=" in message
     dy = float(message.split("dy=")[1].split(":")[0])
@@ -116,7 +116,7 @@ def test_right_gradient_passes_in_every_dtype(dtype):
         for num, dim in [(16, 4), (1, 1)]:
             y = rng.integers(0, dim, num) if "classes" in loss.targets else rng.integers(0, 2, (num, dim)).astype(np.float32)
             p = tf.constant(rng.normal(size=(num, dim * loss.outputs_per_target)), dtype)
-            report = check.verify(loss, y, p, seed=num)
+            report = start.verify(loss, y, p, seed=num)
             assert report.ok, report.message
 
 
@@ -127,17 +127,17 @@ def test_kinks_never_convict(seed):
     distance = rng.choice([0, 1e-7, 1e-5, 1e-3, 1e-1], y.shape) * rng.choice([-1, 1], y.shape)
     for loss in (losses.find("mae")(), losses.find("stable_mse")(outside="zero", low=0.25, high=0.75)):
         p = tf.constant((y if loss.name == "mae" else rng.choice([0.25, 0.75], y.shape)) + distance, tf.float32)
-        report = check.verify(loss, y, p, seed)
+        report = start.verify(loss, y, p, seed)
         assert report.ok, report.message
         assert report.num_inconclusive > 0
     wrong = dataclasses.make_dataclass("Wrong", [], bases=(type(losses.find("mae")()),), frozen=True)
     wrong.gradient = lambda self, y_true, y_pred: -tf.sign(y_pred - y_true) / y_pred.shape[-1]
-    assert not check.verify(wrong(), y, tf.constant(y + distance, tf.float32), seed).ok
+    assert not start.verify(wrong(), y, tf.constant(y + distance, tf.float32), seed).ok
 
 
 def test_all_at_kinks_is_said():
     y, _ = data()
-    report = check.verify(losses.find("mae")(), y, tf.constant(y))
+    report = start.verify(losses.find("mae")(), y, tf.constant(y))
     assert report.ok
     assert report.num_checked == 0
     assert "not proved" in report.message
@@ -148,7 +148,7 @@ def test_examples_must_be_independent():
         def value(self, y_true, y_pred):
             return super().value(y_true, y_pred - tf.reduce_mean(y_pred))
 
-    report = check.verify(Centered(), *data())
+    report = start.verify(Centered(), *data())
     assert not report.ok
     assert "declare coupled = True" in report.message
 
@@ -181,8 +181,8 @@ class Projection(Loss):
 def test_shared_entries():
     y, hidden = data()
     p = {"hidden": hidden, "kernel": tf.constant(np.random.default_rng(2).normal(size=(5, 5)), tf.float32)}
-    assert check.verify(Projection(), y, p).ok
-    report = check.verify(Projection(1.001), y, p)
+    assert start.verify(Projection(), y, p).ok
+    report = start.verify(Projection(1.001), y, p)
     assert not report.ok
     assert "a random displacement of kernel" in report.message
 
@@ -209,11 +209,11 @@ def test_float32_inside_is_said_and_checked_coarsely():
             return 2 * super().gradient(y_true, y_pred)
 
     for loss in (Hard(), Back(), Mixed(), MixedGradient()):
-        report = check.verify(loss, *data())
+        report = start.verify(loss, *data())
         assert report.ok, report.message
         assert "remove the casts to float32" in report.message
-    assert not check.verify(HardDouble(), *data()).ok
-    assert not check.verify(MixedGradient(1.001), *data()).ok
+    assert not start.verify(HardDouble(), *data()).ok
+    assert not start.verify(MixedGradient(1.001), *data()).ok
 
 
 def test_auto_is_compared_with_the_same_differences():
@@ -227,18 +227,18 @@ def test_auto_is_compared_with_the_same_differences():
             return (y_pred - y_true) / y_pred.shape[-1]
 
     y, p = data()
-    assert check.verify(MSE(), y, p).auto_message == "loss mse: gradient=auto agrees with the same differences"
-    stopped = check.verify(Stopped(), y, p)
+    assert start.verify(MSE(), y, p).auto_message == "loss mse: gradient=auto agrees with the same differences"
+    stopped = start.verify(Stopped(), y, p)
     assert stopped.ok
     assert "the analytic gradient is right, gradient=auto is wrong" in stopped.auto_message
-    both = check.verify(BothWrong(), y, p)
+    both = start.verify(BothWrong(), y, p)
     assert not both.ok
     assert "gradient=auto is wrong too" in both.auto_message
-    assert "agrees" in check.verify(Scaled(2.0), y, p).auto_message
-    surrogate = check.verify(losses.find("stable_mse")(), y, p)
+    assert "agrees" in start.verify(Scaled(2.0), y, p).auto_message
+    surrogate = start.verify(losses.find("stable_mse")(), y, p)
     assert surrogate.ok
     assert "another gradient, as the contract surrogate says" in surrogate.auto_message
-    assert check.verify(losses.find("cubic")(), y, p).auto_message == ""
+    assert start.verify(losses.find("cubic")(), y, p).auto_message == ""
 
 
 def test_nothing_to_check():
@@ -246,16 +246,16 @@ def test_nothing_to_check():
         def value(self, y_true, y_pred):
             return tf.reduce_mean(y_pred, axis=-1)
 
-    assert "no gradient of its own" in check.verify(ValueOnly(), *data()).message
-    assert "empty batch" in check.verify(MSE(), *data(num=0)).message
+    assert "no gradient of its own" in start.verify(ValueOnly(), *data()).message
+    assert "empty batch" in start.verify(MSE(), *data(num=0)).message
 
 
 def test_many_outputs_are_sampled():
     y, p = data(num=4, dim=3000)
-    report = check.verify(MSE(), y, p)
+    report = start.verify(MSE(), y, p)
     assert report.ok
     assert 4 * 8 <= report.num_checked + report.num_inconclusive <= 4 * 70
-    assert not check.verify(Scaled(1.001), y, p).ok
+    assert not start.verify(Scaled(1.001), y, p).ok
 
 
 def test_differences_bound_their_error():
