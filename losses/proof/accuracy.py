@@ -21,6 +21,8 @@ _FORMATS = {
     "bfloat16": (8, 3.3895313892515355e38, 2.0**-126),
     "float16": (11, 65504.0, 2.0**-14),
 }
+# Judged are truths in float32's range, and of narrower dtypes in theirs, away from its ends by the number of elements that a mean sums.
+_MARGIN = 16.0
 _STRUCTURED = 1e-5  # of an example's norm, in float32
 _WIDE = 4096.0  # ulp in float64: 1e-12
 _HALF = 2.0  # ulp of a result that was computed in float32 and rounded once
@@ -174,7 +176,9 @@ def _representable(inputs: _Inputs, dtype: str) -> np.ndarray:
 
 def _measure(found: np.ndarray, low: np.ndarray, high: np.ndarray, dtype: str, structured: bool) -> _Errors:
     """Errors of `found` [units, entries] against what lies between `low` and `high`."""
-    bits, largest, smallest = _FORMATS[dtype]
+    bits = _FORMATS[dtype][0]
+    largest, smallest = (end(limit, own) for end, limit, own in zip((min, max), _FORMATS["float32"][1:], _FORMATS[dtype][1:], strict=True))
+    largest, smallest = largest / _MARGIN, smallest * _MARGIN
     size = np.maximum(np.abs(low), np.abs(high))
     known = np.isfinite(low) & np.isfinite(high)
     nan = known & np.isnan(found)
@@ -184,12 +188,12 @@ def _measure(found: np.ndarray, low: np.ndarray, high: np.ndarray, dtype: str, s
         norm = _norm(np.where(known, size, 0))[:, np.newaxis]
         fits = known.all(axis=1, keepdims=True) & (norm >= smallest) & (norm <= largest)
         ulp = _norm(np.where(np.isfinite(off), off, np.inf))[:, np.newaxis] / norm * 2.0 ** (bits - 1)
-        zero = fits & ~found.any(axis=1, keepdims=True) & (np.minimum(np.abs(low), np.abs(high)) > 2 * smallest).any(axis=1, keepdims=True)
+        zero = fits & ~found.any(axis=1, keepdims=True) & ((low > smallest) | (high < -smallest)).any(axis=1, keepdims=True)
         nan, inf = (flag.any(axis=1, keepdims=True) for flag in (nan, inf))
     else:
         fits = known & (size >= smallest) & (size <= largest)
         ulp = off / 2.0 ** (np.floor(np.log2(np.where(fits, size, 1.0))) - bits + 1)
-        zero = fits & (found == 0) & ((low > 2 * smallest) | (high < -2 * smallest))
+        zero = fits & (found == 0) & ((low > smallest) | (high < -smallest))
     return _Errors(np.where(fits, ulp, np.nan), nan, inf, zero)
 
 

@@ -17,6 +17,8 @@ from losses.proof.evaluation import cast, evaluate
 
 DIGITS = 150  # so that a difference over a step of 1e-40 keeps 50 digits of values up to 1e60
 _STEP = mpmath.mpf(10) ** -40  # of a coordinate's size
+_CHANGE = mpmath.mpf(10) ** -20  # relative, of the inputs, for condition numbers
+_FEW = 12  # inputs that are changed one at a time
 _LOST = mpmath.mpf(10) ** -20  # relative error of a slope from which on it is not known
 _NOTHING = mpmath.mpf(10) ** -330  # absolute error that no dtype shows
 _KINK = 1e-6  # relative difference of the one-sided slopes from which on they are two
@@ -130,18 +132,28 @@ class _Unit:
             slopes = [(self._at(a) - center) / (a[j + n] - x[j + n]) for j, a in enumerate(ahead)]
             of_value, of_slopes = mpmath.mpf(0), [mpmath.mpf(0) for _ in slopes]
             # A larger step than that of the slopes: their own error must not show in their change.
-            for i in range(len(x)):
-                if not x[i]:
-                    continue
-                moved = [*x]
-                moved[i] = x[i] * (1 + mpmath.mpf(10) ** -20)
+            for moved in self._changes(x):
                 change = self._at(moved)
-                of_value += abs(change - center) * mpmath.mpf(10) ** 20
+                moves_value = abs(change - center) / _CHANGE
+                moves = []
                 for j, slope in enumerate(slopes):
                     a = self._moved(moved, j + n, 1)
-                    of_slopes[j] += abs((self._at(a) - change) / (a[j + n] - moved[j + n]) - slope) * mpmath.mpf(10) ** 20
+                    moves.append(abs((self._at(a) - change) / (a[j + n] - moved[j + n]) - slope) / _CHANGE)
+                both = zip([of_value, *of_slopes], [moves_value, *moves], strict=True)
+                of_value, *of_slopes = [sum(pair) if len(x) <= _FEW else max(pair) for pair in both]
             value_condition = float(of_value / abs(center)) if center else 0.0
             return value_condition, np.array([float(s / abs(g)) if g else 0.0 for s, g in zip(of_slopes, slopes, strict=True)])
+
+    @staticmethod
+    def _changes(x: list[Any]) -> Iterator[list[Any]]:
+        """Inputs with relative changes: one at a time, whose effects add up, or all of many in random directions, of which the largest counts."""
+        if len(x) <= _FEW:
+            for i in range(len(x)):
+                yield [v * (1 + _CHANGE * (i == j)) for j, v in enumerate(x)]
+            return
+        rng = np.random.default_rng(0)
+        for _ in range(_FEW // 2):
+            yield [v * (1 + _CHANGE * int(sign)) for v, sign in zip(x, rng.choice([-1, 1], len(x)), strict=True)]
 
     def _at(self, x: list[Any]) -> Any:
         n = len(self._targets.numbers)
