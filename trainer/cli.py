@@ -75,7 +75,14 @@ def train(arguments: Sequence[str]) -> int:
     return job.run(wanted)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train}
+def check(arguments: Sequence[str]) -> int:
+    """Checks the gradients of losses."""
+    from trainer import check as command
+
+    return command.run(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "check": check}
 
 
 class _Parser(argparse.ArgumentParser):

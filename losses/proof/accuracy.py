@@ -233,7 +233,7 @@ def _judge(
         "worst": float(np.nanmax(np.where(inside, worst, 0.0), initial=0.0)),
     }
     unit = "of its norm's last place" if structured else "ulp"
-    check = f"{what} in {dtype}" if mode == judged else f"{what} in {dtype}, {_named(mode)}"
+    check = f"{what} in {dtype}"
     unknown = int((np.isnan(low) & inside).sum()) if inside.any() else 0
     if unknown > 0.5 * low[inside[:, 0]].size:
         return Finding("accuracy", check, "inconclusive", f"the truth is unknown at {unknown} of {low[inside[:, 0]].size}", mode, data)

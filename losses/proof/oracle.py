@@ -146,7 +146,7 @@ class _Unit:
 
     @staticmethod
     def _changes(x: list[Any]) -> Iterator[list[Any]]:
-        """Inputs with relative changes: one at a time, whose effects add up, or all of many in random directions, of which the largest counts."""
+        """Inputs changed one at a time, whose effects add up; or all of many in random directions, of which the largest counts."""
         if len(x) <= _FEW:
             for i in range(len(x)):
                 yield [v * (1 + _CHANGE * (i == j)) for j, v in enumerate(x)]

@@ -1,0 +1,134 @@
+"""A complete check of one loss, and its report."""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from losses.base import Loss, LossError
+from losses.proof import accuracy, adversarial, meaning, multiplier, mutants, page, start, structure
+from losses.proof.evaluation import cast
+from losses.proof.finding import Finding
+from losses.proof.sampling import sample
+
+_SECTIONS = {
+    "accuracy": accuracy.examine,
+    "adversarial inputs": adversarial.examine,
+    "dy": multiplier.examine,
+    "structure": structure.examine,
+    "meaning": meaning.examine,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a check of a loss has found."""
+
+    loss: str
+    hyperparameters: dict[str, Any]
+    contract: str
+    second_order: str
+    modes: tuple[str, ...]
+    magnitudes: tuple[float, float]
+    findings: tuple[Finding, ...]
+    mutants: tuple[tuple[str, str | None], ...]  # name, and the check that caught it, or None; empty where none were made
+    seconds: float
+
+    @property
+    def failures(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict == "fails"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds, and every mutant was caught."""
+        return not self.failures and all(caught for _, caught in self.mutants)
+
+    @property
+    def num_caught(self) -> int:
+        return sum(caught is not None for _, caught in self.mutants)
+
+    def map(self, dtype: str, mode: str, what: str = "gradient") -> dict[str, Any] | None:
+        """The error over magnitudes in a dtype and a mode ("analytic", "auto" or "usual"); None where there is none."""
+        of_maps = (finding.data for finding in self.findings if finding.section == "accuracy")
+        return next((data for data in of_maps if (data.get("dtype"), data.get("mode"), data.get("what")) == (dtype, mode, what)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain numbers; what is not finite as the strings "NaN", "inf" and "-inf"."""
+        return _plain(dataclasses.asdict(self) | {"ok": self.ok})
+
+    def save(self, folder: Path) -> None:
+        """Writes gradcheck.json, and gradcheck.html to look at."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        (folder / "gradcheck.json").write_text(f"{text}\n", encoding="utf-8")
+        (folder / "gradcheck.html").write_text(page.html(self), encoding="utf-8")
+
+
+def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
+    """Checks everything about a loss's gradient.
+
+    Args:
+        loss: the loss.
+        seed: of everything random.
+        mutations: whether the check is also tried on wrong variants of the gradient.
+
+    Returns:
+        The report; `ok` only when everything holds.
+    """
+    started = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:  # another process; TensorFlow takes seconds to start there
+        reloaded = beside.submit(structure.reload, loss)
+        findings = [_differences(loss, seed)]
+        for name, examine in _SECTIONS.items():
+            findings += _findings(name, examine, loss, seed)
+        caught = mutants.score(loss, np.random.default_rng(seed)) if mutations and "analytic" in loss.modes else []
+        findings.append(reloaded.result())
+    return Report(
+        loss=loss.name,
+        hyperparameters={field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)},
+        contract=loss.contract,
+        second_order=loss.second_order,
+        modes=loss.modes,
+        magnitudes=loss.magnitudes,
+        findings=tuple(findings),
+        mutants=tuple(caught),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _differences(loss: Loss, seed: int) -> Finding:
+    """The proof that training starts with, on sampled examples."""
+    y_true, y_pred = sample(loss, np.random.default_rng(seed), 32, 1.0)
+    report = start.verify(loss, cast(y_true, tf.float32), cast(y_pred, tf.float32), seed)
+    verdict = "fails" if not report.ok else "holds" if report.num_checked or "analytic" not in loss.modes else "inconclusive"
+    message = f"{report.message}. {report.auto_message}" if report.auto_message else report.message
+    data = {"num_checked": report.num_checked, "num_inconclusive": report.num_inconclusive, "max_error": report.max_error}
+    return Finding("accuracy", "gradient against differences", verdict, message, data=data)
+
+
+def _findings(name: str, examine: Any, loss: Loss, seed: int) -> Iterable[Finding]:
+    try:
+        return examine(loss, np.random.default_rng(seed))
+    except LossError as error:
+        return [Finding(name, "the contract", "fails", str(error))]
+    except (TypeError, ValueError, tf.errors.OpError) as error:  # the loss's own code, which may be anybody's
+        return [Finding(name, "the loss's code", "fails", f"raised {type(error).__name__}: {' '.join(str(error).split())[:400]}")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
