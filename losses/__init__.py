@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from losses.base import Loss
     from losses.keras_loss import KerasLoss
+    from losses.proof.report import Report
 
-_MACHINERY = {"base", "features", "keras_loss", "proof"}  # modules that are no losses
+_MACHINERY = {
+    "base",
+    "chunked_crossentropy",
+    "features",
+    "keras_loss",
+    "logistic",
+    "proof",
+    "ranks",
+    "softmax",
+    "vectors",
+}  # modules that are no losses
 
 
 def names() -> list[str]:
@@ -50,6 +61,19 @@ def get(name: str, gradient: str = "analytic", reduction: str | None = "sum_over
     from losses.keras_loss import KerasLoss
 
     return KerasLoss(loss(**hyperparameters), gradient=gradient, reduction=reduction)
+
+
+def check(loss: "Loss | str", seed: int = 0, mutations: bool = False) -> "Report":
+    """Checks everything about a loss's gradient; `report.ok` only when all of it holds, `report.save(folder)` writes it down.
+
+    Args:
+        loss: a loss, one's own or shipped, or a shipped one's name, which stands for its default hyperparameters.
+        seed: of the random inputs.
+        mutations: whether the check is also tried on wrong variants of the gradient, all of which it must catch.
+    """
+    from losses.proof.report import check as complete
+
+    return complete(find(loss)() if isinstance(loss, str) else loss, seed, mutations)
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
