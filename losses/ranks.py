@@ -1,0 +1,17 @@
+"""Orders and ranks of the items of lists."""
+
+import tensorflow as tf
+
+
+def ascending(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The order that sorts every list [batch, n], equal items as they stand, and the order back; both for gather with batch_dims=1."""
+    order = tf.argsort(x, axis=-1, stable=True)
+    return order, tf.argsort(order, axis=-1)
+
+
+def mean_ranks(x: tf.Tensor) -> tf.Tensor:
+    """The ranks, from 1, of the items of every list [batch, n]; equal ones share the mean of theirs."""
+    smaller, equal = (
+        tf.reduce_sum(tf.cast(relation(x[:, tf.newaxis, :], x[:, :, tf.newaxis]), x.dtype), axis=-1) for relation in (tf.less, tf.equal)
+    )
+    return smaller + (equal + 1) / 2
