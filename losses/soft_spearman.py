@@ -24,7 +24,8 @@ class SoftSpearman(Loss):
     Items fall into blocks by isotonic regression of sort(p) - epsilon (1, ..., n): neighbors with falling means are pooled, all
     such pairs at once, until there are none. An item of rank k alone in its block has R = k and no gradient; in a block the scores
     count by their differences, and its mean rank is a multiple of 1/2 that drops out of the gradient:
-        R_i - mean rank = mean_j (p_i - p_j) / epsilon, u_i - mean u = c (mean_j (p_i - p_j) / epsilon - mean_j (r_i - r_j)), j over the block
+        R_i - mean rank = mean_j (p_i - p_j) / epsilon, j over the block
+        u_i - mean u    = 12 / (n (n^2 - 1)) (mean_j (p_i - p_j) / epsilon - mean_j (r_i - r_j))
     Nothing cancels but what p and r themselves make cancel. Memory is n^2 for each list. There is no auto: blocks are discrete.
 
     Domain: finite p and y. Shapes: p and y [batch, n].
