@@ -6,7 +6,7 @@ from typing import Any
 import mpmath
 import tensorflow as tf
 
-from losses import features
+from losses import features, softmax
 from losses.base import Loss
 
 
@@ -34,17 +34,18 @@ class SoftmaxCrossentropy(Loss):
     label_smoothing: float = 0.0
 
     targets = ("classes", "class_weights")
+    magnitudes = (1e-30, 1e30)
+    invariants = ("translation", "convex", "non_negative")
 
     def __post_init__(self) -> None:
         self.require("label_smoothing", "a number >= 0 and < 1", lambda share: 0 <= share < 1)
 
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         t = self._weights(y_true, y_pred)
-        at_largest = _at_largest(y_pred)
-        largest = tf.reduce_sum(tf.where(at_largest, y_pred, tf.zeros_like(y_pred)), axis=-1, keepdims=True)
         # The largest logit is left out of both sums: its terms, 0 and 1, are known exactly, and so are their derivatives.
-        lead = tf.where(at_largest, tf.zeros_like(y_pred), largest - y_pred)
-        others = tf.reduce_sum(tf.where(at_largest, tf.zeros_like(y_pred), tf.exp(-lead)), axis=-1)
+        largest = softmax.at_largest(y_pred)
+        lead = softmax.lead(y_pred, largest)
+        others = softmax.sum_without(largest, tf.exp(-lead))[..., 0]
         # multiply_no_nan: an excluded class, inf behind, has no part where its weight is 0.
         return features.mean(tf.reduce_sum(tf.math.multiply_no_nan(lead, t), axis=-1) + tf.reduce_sum(t, axis=-1) * tf.math.log1p(others))
 
@@ -53,9 +54,7 @@ class SoftmaxCrossentropy(Loss):
         powers = tf.exp(y_pred - tf.reduce_max(y_pred, axis=-1, keepdims=True))
         pi = powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
         # T pi_j - t_j = pi_j sum_{k != j} t_k - t_j sum_{i != j} pi_i: for a class, no difference of nearly equal numbers.
-        slopes = pi * _sum_of_others(t) - t * _sum_of_others(pi)
-        leading = features.mean_gradient(tf.ones_like(slopes[..., 0]))  # 1 / number of positions that are averaged over
-        return slopes * leading[..., tf.newaxis]
+        return softmax.mean_gradient(pi * softmax.sum_of_others(t) - t * softmax.sum_of_others(pi))
 
     def usual(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return features.mean(tf.nn.softmax_cross_entropy_with_logits(self._weights(y_true, y_pred), y_pred))
@@ -69,23 +68,7 @@ class SoftmaxCrossentropy(Loss):
         return sum(t * (log_sum - p) for t, p in zip(weights, y_pred, strict=True) if t)
 
     def _weights(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        t = y_true
-        if y_true.dtype.is_integer:
-            is_class = tf.cast(y_true, tf.int64)[..., tf.newaxis] == tf.range(tf.shape(y_pred, tf.int64)[-1])  # [batch, ..., classes]
-            t = tf.where(tf.reduce_any(is_class, axis=-1, keepdims=True), tf.cast(is_class, y_pred.dtype), float("nan"))
+        t = softmax.class_weights(y_true, y_pred)
         if self.label_smoothing:
             t = (1 - self.label_smoothing) * t + self.label_smoothing * tf.reduce_mean(t, axis=-1, keepdims=True)
         return t
-
-
-def _at_largest(x: tf.Tensor) -> tf.Tensor:
-    """True at the largest entry of the last axis, the first of equal ones."""
-    return tf.argmax(x, axis=-1)[..., tf.newaxis] == tf.range(tf.shape(x, tf.int64)[-1])
-
-
-def _sum_of_others(x: tf.Tensor) -> tf.Tensor:
-    """Of every entry >= 0 on the last axis the sum of the others, without cancellation: only the largest can exceed half the total."""
-    largest = _at_largest(x)
-    total = tf.reduce_sum(x, axis=-1, keepdims=True)
-    without_largest = tf.reduce_sum(tf.where(largest, tf.zeros_like(x), x), axis=-1, keepdims=True)
-    return tf.where(largest, without_largest, total - x)
