@@ -30,7 +30,8 @@ class Huber(Loss):
 
     delta: float = 1.0
 
-    magnitudes = (1e-15, 1e18)
+    magnitudes = (1e-30, 1e30)
+    invariants = ("joint_translation", "convex", "non_negative")
 
     def __post_init__(self) -> None:
         self.require("delta", "a finite number > 0", lambda delta: 0 < delta < math.inf)

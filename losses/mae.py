@@ -25,6 +25,7 @@ class MAE(Loss):
 
     contract = "sub"
     magnitudes = (1e-30, 1e30)
+    invariants = ("joint_translation", "homogeneous_1", "convex", "non_negative")
 
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return features.mean(tf.abs(y_pred - y_true))

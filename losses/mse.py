@@ -22,7 +22,8 @@ class MSE(Loss):
     Reference: C. F. Gauss (1809), Theoria motus corporum coelestium, section 179.
     """
 
-    magnitudes = (1e-18, 1e18)
+    magnitudes = (1e-30, 1e30)
+    invariants = ("joint_translation", "homogeneous_2", "convex", "non_negative")
 
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return features.mean(tf.square(y_pred - y_true))

@@ -31,6 +31,7 @@ class Quantile(Loss):
 
     contract = "sub"
     magnitudes = (1e-30, 1e30)
+    invariants = ("joint_translation", "homogeneous_1", "convex", "non_negative")
 
     def __post_init__(self) -> None:
         self.require("levels", "a list of different numbers, each > 0 and < 1", _are_levels)
