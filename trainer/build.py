@@ -12,11 +12,12 @@ import keras
 import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
-from losses.base import Loss, LossError, Tensors
-from trainer import schema, trust
+from losses.base import Loss, LossError, Tensors, cast_target
+from trainer import heads, schema, trust
 from trainer.config import Job, config_dirs, groups
-from trainer.data.base import KINDS, Examples
-from trainer.data.prepare import Prepared, fit, prepare
+from trainer.data.base import Examples
+from trainer.data.kinds import KINDS, fit
+from trainer.data.prepare import Prepared, prepare
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner
 from trainer.progress import say
@@ -103,6 +104,9 @@ def build_loss(job: Job) -> Loss:
     if not inspect.isclass(found):
         wanted = arguments.pop("targets", ("real",))
         return _with_mode(FunctionLoss(_bound(found, arguments), (wanted,) if isinstance(wanted, str) else tuple(wanted)), job)
+    named = arguments.get("function")
+    if issubclass(found, External) and isinstance(named, str) and not named.startswith("losses."):
+        arguments["function"] = trust.find_function(named, "loss.function", job.trust)
     return _with_mode(_call(found, arguments, f"loss={job.choices['loss']}"), job)
 
 
@@ -160,34 +164,57 @@ def _fitting_data(loss: Loss) -> list[str]:
 
 
 def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
-    """The model, its head as wide as loss and data ask."""
+    """The model, its head as loss and data ask."""
+    what, on = f"model={job.choices['model']}", f"data={job.choices['data']}"
     found = trust.find(job.config.model._target_, "model", job.trust)
-    input_shape = data.train.features.shape[1:]
-    classes = data.train.targets.dtype.kind == "i"
-    num_outputs = data.num_classes if classes else loss.outputs_per_target * data.target_dim
-    arguments = _arguments(job.config.model)
-    given = {"input_shape": input_shape, "num_outputs": num_outputs}
-    arguments = {name: value for name, value in given.items() if name in inspect.signature(found).parameters} | arguments
-    model = _call(found, arguments, f"model={job.choices['model']}")
+    features_shape, tokens = data.train.features.shape[1:], data.num_tokens is not None
+    if loss.items and len(features_shape) < 2:
+        raise ConfigError(
+            f"the loss {loss.name} takes several items an example, features [n, items, ...]; those of {on} have shape {features_shape}"
+        )
+    input_shape = features_shape[1:] if loss.items else features_shape
+    num_classes = data.num_classes if data.want in ("classes", "labels") else None
+    shape = loss.output_shape(data.target_shape, num_classes)
+    num_outputs = None if None in shape else math.prod(size for size in shape if size is not None)
+    given = {"input_shape": input_shape, "num_outputs": num_outputs, "num_tokens": data.num_tokens}
+    parameters = inspect.signature(found).parameters
+    if tokens and "num_tokens" not in parameters:
+        raise ConfigError(f"{what} takes numbers, and the features of {on} are tokens: type model=transformer")
+    typed = {name: value for name, value in _arguments(job.config.model).items() if name != "num_outputs" or value is not None}
+    arguments = {name: value for name, value in given.items() if name in parameters} | typed
+    model = _call(found, arguments, what)
     if not isinstance(model, keras.Model):
-        raise ConfigError(
-            f"model={job.choices['model']}: {_name(job.config.model)} must give a keras.Model; it gave {type(model).__name__}"
-        )
+        raise ConfigError(f"{what}: {_name(job.config.model)} must give a keras.Model; it gave {type(model).__name__}")
     try:
-        outputs = model(tf.zeros([1, *input_shape]), training=False)
+        outputs = model(tf.zeros([1, *input_shape], tf.int32 if tokens else tf.float32), training=False)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(
-            f"model={job.choices['model']} does not take features of shape {input_shape}, those of data={job.choices['data']}: "
-            f"{_plain(error)}"
-        ) from error
+        raise DataError(f"{what} does not take features of shape {input_shape}, those of {on}: {_plain(error)}") from error
     if not isinstance(outputs, tf.Tensor):
-        raise ConfigError(f"model={job.choices['model']} must give one tensor, for the loss {loss.name}; it gives {type(outputs).__name__}")
-    if tuple(outputs.shape) != (1, num_outputs):
+        raise ConfigError(f"{what} must give one tensor, for the loss {loss.name}; it gives {type(outputs).__name__}")
+    fits = {num_outputs, shape[-1] if shape else 1}  # a model may shape its outputs itself
+    if outputs.shape.rank < 2 or (num_outputs is not None and outputs.shape[-1] not in fits):
         raise ConfigError(
-            f"model={job.choices['model']} gives outputs of shape {tuple(outputs.shape[1:])}; the loss {loss.name} on "
-            f"data={job.choices['data']} takes {num_outputs}: let the model take num_outputs as an argument, it is given"
+            f"{what} gives outputs of shape {tuple(outputs.shape[1:])}; the loss {loss.name} on {on} takes {num_outputs}: "
+            "let the model take num_outputs as an argument, it is given"
         )
+    inputs = keras.Input(features_shape, dtype="int32" if tokens else None, name="features")
+    model = heads.attach(model, loss, inputs, shape, outputs.shape.rank == 2, data.want, num_classes)
+    _check_fit(model, loss, data, f"{what} {on}")
     return model
+
+
+def _check_fit(model: keras.Model, loss: Loss, data: Prepared, what: str) -> None:
+    """Refuses a model whose predictions for the first examples are not shaped as the loss takes them."""
+    first = data.train.rows(slice(2))
+    predictions = model(tf.constant(first.features), training=False)
+    targets = first.targets
+    try:
+        if targets is not None:
+            targets = tf.nest.map_structure(lambda y: cast_target(loss, tf.constant(y), tf.float32), targets)
+        loss.check_shapes(targets, predictions)
+    except LossError as error:
+        shapes = tf.nest.map_structure(lambda p: tuple(p.shape[1:]), predictions)
+        raise ConfigError(f"{what}: the model gives outputs of shape {shapes}, and they don't fit: {error}") from error
 
 
 def num_steps(settings: schema.Trainer, num_examples: int, batch_size: int) -> int:
@@ -211,6 +238,11 @@ def build_optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:
 def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, steps: int) -> Learner:
     """Model, loss and optimizer with all their variables made."""
     trainer = job.config.trainer
+    if loss.coupled and placement.strategy and placement.strategy.num_replicas_in_sync > 1:
+        raise ConfigError(
+            f"the loss {loss.name} takes the examples of a batch together, and a batch is divided among "
+            f"{placement.strategy.num_replicas_in_sync} replicas: type strategy=one_device"
+        )
     with placement.scope():
         model = build_model(job, loss, data)
         optimizer = build_optimizer(job, steps)

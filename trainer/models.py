@@ -1,6 +1,7 @@
 """Models: builders from the data's shape and the loss's number of outputs to a Keras model.
 
-A builder of one's own is a function `(input_shape, num_outputs, **keys of its YAML) -> keras.Model`.
+A builder of one's own is a function `(input_shape, num_outputs, **keys of its YAML) -> keras.Model`; of tokens it takes `num_tokens`
+as well. `num_outputs` is None where the loss takes any width.
 """
 
 from collections.abc import Sequence
@@ -11,16 +12,18 @@ import tensorflow as tf
 
 from trainer.errors import ConfigError
 
+DEFAULT_OUTPUTS = 16  # where the loss takes any width, as of embeddings
 
-def linear(input_shape: Sequence[int], num_outputs: int) -> keras.Model:
+
+def linear(input_shape: Sequence[int], num_outputs: int | None) -> keras.Model:
     """One dense layer, `[batch, *input_shape] -> [batch, num_outputs]`."""
     inputs = keras.Input(input_shape, name="features")
-    return _model("linear", inputs, _flat(inputs), num_outputs)
+    return with_head("linear", inputs, _flat(inputs), num_outputs)
 
 
 def mlp(
     input_shape: Sequence[int],
-    num_outputs: int,
+    num_outputs: int | None,
     hidden: Sequence[int] = (128, 128),
     activation: str = "relu",
     batch_normalization: bool = False,
@@ -29,7 +32,7 @@ def mlp(
 
     Args:
         input_shape: of one example; flattened.
-        num_outputs: units of the output layer.
+        num_outputs: units of the output layer; None: 16.
         hidden: units of every hidden layer.
         activation: of the hidden layers, by its Keras name.
         batch_normalization: whether a hidden layer is normalized over the batch before its activation.
@@ -37,8 +40,8 @@ def mlp(
     Raises:
         ConfigError: units that are no list of numbers >= 1; an unknown activation.
     """
-    _check_sizes("hidden", hidden)
-    _check_activation(activation)
+    check_sizes("hidden", hidden)
+    check_activation(activation)
     inputs = keras.Input(input_shape, name="features")
     x = _flat(inputs)
     for i, units in enumerate(hidden, start=1):
@@ -46,12 +49,12 @@ def mlp(
         if batch_normalization:
             x = keras.layers.BatchNormalization(synchronized=tf.distribute.has_strategy(), name=f"normalization_{i}")(x)
         x = keras.layers.Activation(activation, name=f"activation_{i}")(x)
-    return _model("mlp", inputs, x, num_outputs)
+    return with_head("mlp", inputs, x, num_outputs)
 
 
 def cnn(
     input_shape: Sequence[int],
-    num_outputs: int,
+    num_outputs: int | None,
     filters: Sequence[int] = (32, 64),
     kernel_size: int = 3,
     dense: int = 128,
@@ -61,7 +64,7 @@ def cnn(
 
     Args:
         input_shape: (height, width, channels), height and width at least 2 ** len(filters).
-        num_outputs: units of the output layer.
+        num_outputs: units of the output layer; None: 16.
         filters: of every convolution.
         kernel_size: height and width of the convolutions, pixels.
         dense: units of the layer before the output.
@@ -75,10 +78,10 @@ def cnn(
             f"model=cnn takes images [height, width, channels]; found data of shape {list(input_shape)}. Data that fit: data=digits, "
             "data=mnist, or data=npz with features [n, height, width, channels]; model=mlp takes any shape"
         )
-    _check_sizes("filters", filters)
-    _check_sizes("kernel_size", [kernel_size])
-    _check_sizes("dense", [dense])
-    _check_activation(activation)
+    check_sizes("filters", filters)
+    check_sizes("kernel_size", [kernel_size])
+    check_sizes("dense", [dense])
+    check_activation(activation)
     if min(input_shape[:2]) < 2 ** len(filters):
         raise ConfigError(f"model.filters={list(filters)} halves height and width {len(filters)} times: too often for {list(input_shape)}")
     inputs = keras.Input(input_shape, name="features")
@@ -87,24 +90,26 @@ def cnn(
         x = keras.layers.Conv2D(num_filters, kernel_size, padding="same", activation=activation, name=f"convolution_{i}")(x)
         x = keras.layers.MaxPooling2D(name=f"pooling_{i}")(x)
     x = keras.layers.Dense(dense, activation=activation, name="dense")(_flat(x))
-    return _model("cnn", inputs, x, num_outputs)
+    return with_head("cnn", inputs, x, num_outputs)
 
 
 def _flat(x: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.Flatten(name="flatten")(x) if len(x.shape) > 2 else x
 
 
-def _model(name: str, inputs: keras.KerasTensor, x: keras.KerasTensor, num_outputs: int) -> keras.Model:
+def with_head(name: str, inputs: keras.KerasTensor, x: keras.KerasTensor, num_outputs: int | None) -> keras.Model:
+    """The model that ends with a dense layer of `num_outputs`, 16 where that is None."""
     # float32 in every precision: a loss in half precision loses its small differences.
-    return keras.Model(inputs, keras.layers.Dense(num_outputs, dtype="float32", name="output")(x), name=name)
+    outputs = keras.layers.Dense(DEFAULT_OUTPUTS if num_outputs is None else num_outputs, dtype="float32", name="output")(x)
+    return keras.Model(inputs, outputs, name=name)
 
 
-def _check_sizes(key: str, sizes: Any) -> None:
+def check_sizes(key: str, sizes: Any) -> None:
     if not isinstance(sizes, Sequence) or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ConfigError(f"model.{key}={sizes} must be whole numbers >= 1; lists are typed as model.hidden=[64,32]")
 
 
-def _check_activation(activation: str) -> None:
+def check_activation(activation: str) -> None:
     try:
         keras.activations.get(activation)
     except ValueError as error:

@@ -9,11 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from losses.base import Tensors, per_example
+from losses.base import per_example
 from trainer.data.prepare import Split
 from trainer.learner import Learner
 
-Arrays = tuple[Any, Tensors, Any]  # features, targets, and weights or None, of all examples or of a batch
+Arrays = tuple[Any, ...]  # features, targets (a dict of them, or None) and weights (or None), of all examples or of a batch
 Chunk = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
@@ -65,13 +65,11 @@ def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> Arrays:
     """Features, targets and weights (None where all are 1) as tensors; under a strategy one copy on every replica's device."""
 
     def put(array: Any) -> Any:
-        if array is None:
-            return None
         if strategy is None:
             return tf.constant(array)
         return strategy.experimental_distribute_values_from_function(lambda _: tf.constant(array))
 
-    return put(data.features), put(data.targets), put(data.weights)
+    return tuple(None if part is None else tf.nest.map_structure(put, part) for part in (data.features, data.targets, data.weights))
 
 
 def _step(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int, jit_compile: bool) -> tuple[tf.Tensor, tf.Tensor]:
@@ -103,8 +101,7 @@ def _step(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int,
 
 
 def _gather(arrays: Arrays, indices: tf.Tensor) -> Arrays:
-    features, targets, weights = arrays
-    return tf.gather(features, indices), tf.gather(targets, indices), None if weights is None else tf.gather(weights, indices)
+    return tuple(None if part is None else tf.nest.map_structure(lambda array: tf.gather(array, indices), part) for part in arrays)
 
 
 def _gradients(learner: Learner, batch: Arrays, batch_size: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:

@@ -91,7 +91,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
 
     with placement.scope():
         chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.max_skipped)
-        evaluate = make_evaluate(learner, data)
+        evaluate = make_evaluate(learner, data, batch_size)
     with (
         placement.scope(),
         Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
@@ -132,7 +132,7 @@ def _plan(settings: schema.Trainer, saving: schema.Checkpoint, num_steps: int) -
 def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int) -> None:
     if batch_size % learner.num_replicas:
         raise ConfigError(f"data.batch_size={batch_size} can't be divided among {learner.num_replicas} replicas: type a multiple")
-    metrics = metric_names(data.task)
+    metrics = metric_names(learner.loss, data.task)
     if plan.eval_every and plan.monitor not in metrics:
         raise ConfigError(f"checkpoint.monitor={plan.monitor}: evaluation gives {', '.join(metrics)}; type one of these")
     if plan.patience and not plan.eval_every:
@@ -194,8 +194,9 @@ def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     rows = order.batches(0, 1)[0]
     if data.train.weights is not None:
         rows = rows[data.train.weights[rows] > 0]
-    predictions = learner.model(tf.constant(data.train.features[rows]), training=False)
-    report = start.verify(learner.loss, data.train.targets[rows], predictions, job.config.seed)
+    batch = data.train.rows(rows)
+    predictions = learner.model(tf.constant(batch.features), training=False)
+    report = start.verify(learner.loss, batch.targets, predictions, job.config.seed)
     if not report.ok:
         raise ConfigError(f"{report.message}. The run has not begun")
     say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from trainer.errors import ConfigError
 
 # Kind, which is the group's name -> the names that need no trust; each is `module.attribute`, with nothing in between.
 _SHIPPED = {
-    "model": re.compile(r"trainer\.models\.[a-z]\w*|keras\.applications\.[A-Z]\w*", re.ASCII),
+    "model": re.compile(r"trainer\.(models|sequences)\.[a-z]\w*|keras\.applications\.[A-Z]\w*", re.ASCII),
     "data": re.compile(r"trainer\.data\.[a-z]\w*\.[A-Z]\w*", re.ASCII),
     "loss": re.compile(r"losses\.[a-z]\w*\.[A-Z]\w*", re.ASCII),
     "optimizer": re.compile(r"keras\.optimizers\.[A-Z]\w*", re.ASCII),
@@ -28,7 +28,7 @@ KINDS = tuple(_SHIPPED)
 
 # Where an object found under a shipped name may have been defined.
 _DEFINED_IN = {
-    "model": ("trainer.models", "keras.src.applications"),
+    "model": ("trainer.models", "trainer.sequences", "keras.src.applications"),
     "data": ("trainer.data",),
     "loss": ("losses",),
     "optimizer": ("keras.src.optimizers",),
@@ -103,6 +103,23 @@ def find(target: str, kind: str, trust: Sequence[str]) -> Any:
         raise ConfigError(f"{kind}._target_={target} is refused: it comes from {defined_in or 'elsewhere'}, not from {module_name} itself")
     if not _is_of_kind(found, kind, own):
         raise ConfigError(f"{kind}._target_={target} is refused: a {kind} must be {_WANTED[kind]}; found {_describe(found)}")
+    return found
+
+
+def find_function(name: str, key: str, trust: Sequence[str]) -> Callable[..., Any]:
+    """The function of a package of the user's own that the value of `key` names, imported only once its name has passed.
+
+    Raises:
+        ConfigError: the name is not within `trust`, can't be imported, or is no function that was defined there.
+    """
+    if not _DOTTED.fullmatch(name) or not is_own(name, trust):
+        package = name.split(".")[0]
+        hint = f"; if the package {package} is your own, type trust=[{package}]" if _can_be_own(package) else ""
+        raise ConfigError(f"{key}={name} is refused: it is not in a package of your own{hint}")
+    module_name, _, attribute = name.rpartition(".")
+    found = getattr(_import_own(module_name, key, name), attribute, None)
+    if not inspect.isroutine(found) or not _is_within(getattr(found, "__module__", None) or "", trust):
+        raise ConfigError(f"{key}={name} is refused: {module_name} defines no function {attribute}; found {_describe(found)}")
     return found
 
 

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from losses.base import TARGETS
 from trainer.data import bundled
 from trainer.data.base import Examples, Source
+from trainer.data.kinds import KINDS
 from trainer.data.synthetic import LinearRegression
 from trainer.errors import ConfigError, DataError
 
@@ -117,10 +119,9 @@ X = np.zeros([4, 2])
         ({"features": np.zeros(4), "targets": np.zeros(4)}, r"features\[:, None\]"),
         ({"features": X[:0], "targets": np.zeros(0)}, "there is no data"),
         ({"features": np.array([["a", "b"]]), "targets": [1.0]}, "real numbers; found dtype <U1"),
-        ({"features": X, "targets": np.zeros([4, 1, 1])}, r"\[n, dim\]; found \(4, 1, 1\)"),
         ({"features": X, "targets": [0, 1, 2, 0], "num_classes": 2}, r"class 2 in row 2 .* 0 to 1"),
         ({"features": X, "targets": [0, -1, 1, 0], "num_classes": 2}, r"class -1 in row 1"),
-        ({"features": X, "targets": [0.0, 1.0, 1.0, 0.0], "num_classes": 2}, "whole numbers .* found dtype float64"),
+        ({"features": X, "targets": [0.0, 1.0, 1.0, 0.0], "num_classes": 2}, "whole numbers.* found dtype float64"),
         ({"features": X, "targets": [[0], [1], [1], [0]], "num_classes": 2}, r"shape \(4, 1\)"),
         ({"features": X, "targets": [0, 0, 0, 0], "num_classes": 1}, "at least 2 classes"),
         ({"features": X, "targets": np.zeros(4), "weights": {"w": [1, 2]}}, r"weights 'w' have shape \(2,\)"),
@@ -155,6 +156,72 @@ def test_check_refuses_what_float32_cannot_hold():
         Examples([[1.0], [1.0]], [0, 1e39]).check()
 
 
+@pytest.mark.parametrize(
+    ("kind", "targets", "message"),
+    [
+        ("real", np.zeros([4, 1, 1]), r"\[n, dim\]; found \(4, 1, 1\)"),
+        ("real", None, "found NoneType"),
+        ("points", np.zeros([4, 3]), r"\[n, points, dim\]; found \(4, 3\)"),
+        ("preference", np.zeros([4, 2]), r"\[n\]; found \(4, 2\)"),
+        ("preference", [0, 1, 2, 0], "2.0 in row 2.*neither 0 nor 1"),
+        ("interval", np.zeros([4, 3]), r"found \(4, 3\)"),
+        ("interval", [[0, 1], [-np.inf, np.inf], [1, 1], [0, 1]], "1.0 in row 2.*lower edge is not below"),
+        ("interval", [[0, 1], [0, np.nan], [0, 1], [0, 1]], "nan in row 1, column 1"),
+        ("survival", [[1, 1], [2, 0], [-1, 1], [1, 1]], "-1.0 in row 2, column 0"),
+        ("survival", [[1, 1], [2, 0.5], [1, 1], [1, 1]], "0.5 in row 1, column 1"),
+        ("ball", [[0, 0.9], [0.8, 0.7], [0, 0], [0, 0]], "0.8 in row 1.*outside the unit ball"),
+        ("binary", [0, 0.5, 1.5, 1], "1.5 in row 2.*between 0 and 1"),
+        ("classes", np.zeros(4), "num_classes is not given"),
+        ("none", np.zeros(4), "must be None"),
+        ("labels", np.zeros(4), "must be a dict of labels"),
+    ],
+)
+def test_check_refuses_what_is_not_of_the_kind(kind, targets, message):
+    with pytest.raises(DataError, match=message):
+        Examples(X, targets).check(kind=kind)
+
+
+def test_check_takes_every_kind():
+    labels = {"labels": [[0, 1], [1, -1], [0, 0], [-1, -1]], "num_frames": [3, 2, 1, 4]}
+    right = {
+        "real": np.zeros([4, 2]),
+        "binary": [0, 1, 0.5, 0],
+        "counts": [0, 1, 2, 3],
+        "class_weights": [[0, 1], [0.5, 0.5], [2, 0], [0, 0]],
+        "logits": np.zeros([4, 3]),
+        "preference": [True, False, True, True],
+        "same": [0, 1, 1, 0],
+        "interval": [[-np.inf, 1], [0, np.inf], [-np.inf, np.inf], [0, 1]],
+        "survival": [[0, 1], [2, 0], [1, 1], [3, 1]],
+        "relevance": [[0, 1, 4], [2, 0, 0], [1, 1, 1], [0, 0, 0]],
+        "ball": [[0, 0.9], [0, 0], [-0.5, 0.5], [0.1, 0]],
+        "points": np.zeros([4, 3, 2]),
+        "series": np.zeros([4, 5, 1]),
+        "none": None,
+    }
+    for kind, targets in right.items():
+        Examples(X, targets).check(kind=kind)
+    Examples(X, labels, num_classes=2).check(kind="labels")
+    Examples(X, [0, 1, 1, 0], num_classes=2).check(kind="classes")
+    assert {*right, "labels", "classes"} == set(KINDS) == set(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": [[0, 1], [2, 3]], "targets": [0, 1], "num_tokens": 3}, "token 3 in row 1.*0 to 2"),
+        ({"features": [[0.0, 1.0]], "targets": [0], "num_tokens": 3}, "whole numbers"),
+        ({"features": X, "targets": {"labels": [[0]] * 3 + [[2]], "num_frames": [1] * 4}, "num_classes": 2}, "class 2 in row 3.*-1 to 1"),
+        ({"features": X, "targets": {"labels": [[0]] * 4, "num_frames": [1, 0, 1, 1]}, "num_classes": 2}, "number 0 in row 1"),
+        ({"features": X, "targets": {"labels": [[0]] * 4, "num_frames": [1] * 3}, "num_classes": 2}, "4 rows of features, but 3"),
+        ({"features": X, "targets": [[0, 1], [0, 2], [0, 0], [0, 0]], "num_classes": 2}, "class 2 in row 1"),
+    ],
+)
+def test_examples_refuse_indices(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Examples(**arguments)
+
+
 def test_check_lets_rows_of_weight_zero_be():
     examples = Examples([[np.nan], [1.0]], [np.inf, 1.0])
     examples.check(np.array([0.0, 1.0]), kind="counts")
@@ -173,7 +240,7 @@ def test_check_refuses_what_is_no_count(bad):
 
 
 def test_a_source_without_kind_or_load_says_what_is_missing():
-    with pytest.raises(DataError, match="Source has no kind: give it one of real, counts, classes, series"):
+    with pytest.raises(DataError, match="Source has no kind: give it one of real, binary, counts, classes"):
         _ = Source().kind
     with pytest.raises(DataError, match="define load"):
         Source().load()

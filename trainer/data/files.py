@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.base import Examples, Source
+from trainer.data.kinds import KINDS
 from trainer.data.table import one_hot, open_csv, read_columns, unreadable
 from trainer.errors import ConfigError, DataError
 
-TARGETS = ("auto", "real", "counts", "classes")
+TARGETS = ("auto", *(kind for kind in KINDS if kind not in ("labels", "none")))
 MAX_AUTO_CLASSES = 20  # more different whole numbers than this are taken for quantities
 
 
@@ -29,8 +30,8 @@ class Csv(Source):
     Args:
         path: of the file; relative paths count from the current folder.
         target: the column to predict, or a list of columns.
-        targets: what they are: real, counts, classes, or auto: text is classes, and so is one column of at most 20 different whole
-            numbers; all else is real. Classes are numbered from 0 in sorted order.
+        targets: what they are, out of TARGETS: auto: text is classes, and so is one column of at most 20 different whole numbers; all
+            else is real. Classes are numbered from 0 in sorted order.
         features: the columns to predict from; None: all that are neither target nor sample_weight.
         delimiter: between cells: one character, or "tab".
         sample_weight: a column that weighs the examples, or None.
@@ -104,9 +105,9 @@ class Npz(Source):
     Args:
         path: of the file; relative paths count from the current folder.
         features: name of the array of features, [n, ...] numbers.
-        target: name of the array of targets, [n] or [n, dim] numbers, or [n] text.
-        targets: what they are: real, counts, classes, or auto: text is classes, and so are at most 20 different whole numbers [n]; all
-            else is real. Classes are numbered from 0 in sorted order.
+        target: name of the array of targets, numbers [n, ...], or text [n].
+        targets: what they are, out of TARGETS: auto: text is classes, and so are at most 20 different whole numbers [n]; all else is
+            real. Classes are numbered from 0 in sorted order.
         sample_weight: name of an array [n] that weighs the examples, or None.
     """
 
