@@ -13,6 +13,7 @@ import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
 from losses.base import Loss, LossError, Tensors, cast_target
+from losses.external import External
 from trainer import heads, schema, trust
 from trainer.config import Job, config_dirs, groups
 from trainer.data.base import Examples
