@@ -39,10 +39,11 @@ class Plan:
     patience: int  # evaluations without improvement before stopping; 0: never stop early
     min_delta: float
     max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run
+    audit_every: int = 0
 
     def next_border(self, step: int) -> int:
         """The next step after `step` at which the host has to do something, at most steps_per_call away."""
-        periods = [period for period in (self.eval_every, self.save_every) if period]
+        periods = [period for period in (self.eval_every, self.save_every, self.audit_every) if period]
         return min([self.num_steps, step + self.steps_per_call, *((step // period + 1) * period for period in periods)])
 
     def is_due(self, period: int, step: int) -> bool:
@@ -72,6 +73,7 @@ def run_loop(
     chunk: Chunk,
     tags: list[str],
     evaluate: Callable[[], dict[str, float]],
+    audit: Callable[[int, np.ndarray], tuple[dict[str, float], str | None]],
     save: Callable[[bool], None],
     recorder: Recorder,
     progress: ProgressLine,
@@ -79,10 +81,12 @@ def run_loop(
 ) -> Outcome:
     """Runs from `state.step` to `plan.num_steps`, or to a signal or an early stop, and leaves a checkpoint of where it ended.
 
+    `audit(step, batch)` compares gradients on the examples of that step's batch, and objects where the run must not go on.
     `save(last)` saves `state` and the variables; `last` says that nothing comes after it.
 
     Raises:
-        DivergedError: a loss or gradient is not finite. The step's update was not applied; the state before it is saved.
+        DivergedError: a loss or gradient is not finite: the step's update was not applied, and the state before it is saved. Or the
+            audit objects.
     """
     final: dict[str, float] = {}
     clock = _Clock()
@@ -98,15 +102,17 @@ def run_loop(
         diverged = state.skipped > plan.max_skipped
         clock.count(len(rows))
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))
-        evaluation = {}
+        evaluation, audited, objection = {}, {}, None
         improved = False
         if plan.is_due(plan.eval_every, state.step) and not diverged:
             evaluation = evaluate()
             final |= evaluation
             improved = _judge(plan, state, evaluation)
         logged = (steps % plan.log_every == 0) | (steps == plan.num_steps) | ~finite
-        logged[-1] |= bool(evaluation)
-        recorder.put(steps[logged], rows[logged], evaluation)
+        if plan.audit_every and state.step % plan.audit_every == 0 and not diverged:
+            audited, objection = audit(state.step, indices[len(rows) - 1])
+        logged[-1] |= bool(evaluation or audited)
+        recorder.put(steps[logged], rows[logged], evaluation | audited)
         progress.show(state.step, final, evaluation)
         if diverged:
             message = _describe(plan, state.step, tags, rows[-1])
@@ -115,6 +121,10 @@ def run_loop(
             recorder.flush()
             save(True)
             raise DivergedError(message)
+        if objection:
+            recorder.flush()
+            save(True)
+            raise DivergedError(objection)
         if signals.received is not None:
             cause = "signal"
         elif plan.patience and state.stale >= plan.patience:

@@ -47,6 +47,9 @@ class Gradient:
 
     mode: str = limited("analytic", choices=("auto", "analytic"))
     verify_at_start: bool = True  # analytic mode: prove the gradient on the first real batch before the first update
+    audit_every: int = limited(0, minimum=0)  # steps between two comparisons of both modes on the live batch; 0: never
+    audit_tolerance: float = limited(1e-3, above=0)  # relative difference from which on float64 decides who is wrong
+    on_audit: str = limited("warn", choices=("warn", "stop"))  # when the gradient that trains is found wrong
 
 
 @dataclasses.dataclass

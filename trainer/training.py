@@ -12,6 +12,7 @@ import tensorflow as tf
 from losses.base import LossError
 from losses.proof import start
 from trainer import build, checkpoints, rundir, schema
+from trainer.audit import Audit
 from trainer.config import Job
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
@@ -54,10 +55,12 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     num_steps = build.num_steps(settings, len(data.train), batch_size)
     learner = build.build_learner(job, placement, loss, data, num_steps)
     order = Order(len(data.train), batch_size, job.config.seed)
-    plan = _plan(settings, saving, num_steps)
+    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps)
     _check_plan(plan, learner, data, batch_size)
 
     compiled = build.choose_compile(settings.compile, learner)
+    if not loss.xla:
+        say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
     state, compiled = _restore(run, resume, learner, compiled, num_steps, data)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
@@ -92,13 +95,14 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     with placement.scope():
         chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.max_skipped)
         evaluate = make_evaluate(learner, data, batch_size)
+        audit = Audit(learner, data, job.config.gradient.audit_tolerance, job.config.gradient.on_audit == "stop")
     with (
         placement.scope(),
         Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
         ProgressLine(num_steps, state.step) as progress,
     ):
         try:
-            outcome = run_loop(plan, state, order, chunk, learner.tags, evaluate, save, recorder, progress, signals)
+            outcome = run_loop(plan, state, order, chunk, learner.tags, evaluate, audit, save, recorder, progress, signals)
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
                 raise
@@ -114,7 +118,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     return 0, outcome.cause
 
 
-def _plan(settings: schema.Trainer, saving: schema.Checkpoint, num_steps: int) -> Plan:
+def _plan(settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int) -> Plan:
     return Plan(
         num_steps=num_steps,
         steps_per_call=min(settings.steps_per_call, num_steps),
@@ -126,12 +130,18 @@ def _plan(settings: schema.Trainer, saving: schema.Checkpoint, num_steps: int) -
         patience=settings.early_stopping.patience,
         min_delta=settings.early_stopping.min_delta,
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
+        audit_every=audit_every,
     )
 
 
 def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int) -> None:
     if batch_size % learner.num_replicas:
         raise ConfigError(f"data.batch_size={batch_size} can't be divided among {learner.num_replicas} replicas: type a multiple")
+    if plan.audit_every and len(learner.loss.modes) < 2:
+        raise ConfigError(
+            f"gradient.audit_every={plan.audit_every}: the loss {learner.loss.name} has gradient={learner.loss.modes[0]} alone, and "
+            "nothing to compare it with: type gradient.audit_every=0"
+        )
     metrics = metric_names(learner.loss, data.task)
     if plan.eval_every and plan.monitor not in metrics:
         raise ConfigError(f"checkpoint.monitor={plan.monitor}: evaluation gives {', '.join(metrics)}; type one of these")

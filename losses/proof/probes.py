@@ -70,13 +70,15 @@ class Function:
     def noise(self, rng: np.random.Generator) -> np.ndarray:
         """[batch]: by how much rounding of the predictions and of the value may move the value."""
         center = self(self.center)
-        moves = [np.abs(self(self.jittered(rng, 2 * self.eps)) - center) for _ in range(4)]
+        with np.errstate(invalid="ignore"):
+            moves = [np.abs(self(self.jittered(rng, 2 * self.eps)) - center) for _ in range(4)]
         return np.max(moves, axis=0) + 4 * self.eps * np.abs(center)
 
     def is_narrow(self, rng: np.random.Generator) -> bool:
         """Whether small changes that float64 would show are lost: something inside is float32."""
         center, large, small = self(self.center), *(self(self.jittered(rng, change)) for change in (2.0**-10, 2.0**-34))
-        visible = np.abs(large - center) * 2.0**-24 > 1e3 * self.eps * np.abs(center)
+        with np.errstate(invalid="ignore"):  # a value may have overflowed
+            visible = np.abs(large - center) * 2.0**-24 > 1e3 * self.eps * np.abs(center)
         return bool(visible.any() and (small == center)[visible].all())
 
     def check_independence(self, rng: np.random.Generator) -> None:

@@ -16,7 +16,7 @@ class Record:
     """What the loop hands over: steps, saves, evaluations."""
 
     def __init__(self):
-        self.steps, self.saved, self.evaluated = [], [], []
+        self.steps, self.saved, self.evaluated, self.audited = [], [], [], []
 
     def put(self, steps, rows, evaluation):
         self.steps += steps.tolist()
@@ -28,8 +28,8 @@ class Record:
         pass
 
 
-def run(bad=(), metric=lambda step: 1.0, state=None, **settings):
-    """Runs steps of which those in `bad` are not finite; `metric(step)` is what evaluation gives."""
+def run(bad=(), metric=lambda step: 1.0, state=None, objections=(), **settings):
+    """Runs steps of which those in `bad` are not finite; `metric(step)` is what evaluation gives; audits in `objections` object."""
     defaults = {
         "num_steps": 20, "steps_per_call": 6, "log_every": 1, "eval_every": 0, "save_every": 0, "monitor": "eval/loss", "goal": "min",
         "patience": 0, "min_delta": 0.0, "max_skipped": 0,
@@ -52,12 +52,16 @@ def run(bad=(), metric=lambda step: 1.0, state=None, **settings):
         record.evaluated.append(state.step)
         return {"eval/loss": metric(state.step)}
 
+    def audit(step, batch):
+        record.audited.append((step, batch.tolist()))
+        return {"gradient_audit/cosine": 1.0}, "the gradient is wrong" if step in objections else None
+
     def save(last):
         record.saved.append((state.step, last))
 
     outcome = None
     try:
-        outcome = run_loop(plan, state, Order(40, 4, 0), chunk, TAGS, evaluate, save, record, record, Signals())
+        outcome = run_loop(plan, state, Order(40, 4, 0), chunk, TAGS, evaluate, audit, save, record, record, Signals())
     except DivergedError as error:
         return state, record, str(error)
     return state, record, outcome
@@ -69,6 +73,19 @@ def test_borders():
     assert record.evaluated == [8, 16, 20]
     assert record.saved == [(5, False), (8, False), (10, False), (15, False), (20, True)]
     assert (state.step, outcome.cause) == (20, "finished")
+
+
+def test_audits_see_the_batch_of_their_step():
+    _, record, _ = run(audit_every=5)
+    assert record.audited == [(step, Order(40, 4, 0).batches(step - 1, 1)[0].tolist()) for step in (5, 10, 15, 20)]
+
+
+def test_an_objection_ends_the_run_with_its_state_saved():
+    state, record, message = run(audit_every=5, objections=(10,))
+    assert message == "the gradient is wrong"
+    assert state.step == 10
+    assert record.steps == list(range(1, 11))
+    assert record.saved == [(10, True)]
 
 
 def test_steps_that_are_logged():
