@@ -67,6 +67,9 @@ def test_outputs_per_target():
     assert {name: losses.find(name)().outputs_per_target for name in losses.names() if losses.find(name)().outputs_per_target != 1} == {
         "quantile": 3,
         "gaussian_nll": 2,
+        "gaussian_crps": 2,
+        "beta_nll": 2,
+        "negative_binomial_nll": 2,
     }
 
 
