@@ -20,7 +20,7 @@ class PairwiseLogistic(Loss):
     d/dp_1 = -d/dp_0
 
     With y = 1 that is -log s(D), as BPR, RankNet and DPO write it. log(1 + e^D) = max(D, 0) + log1p(e^-|D|) never forms s(D), which
-    is 0 from D = -104 on in float32, its logarithm -inf and the tape's slope there NaN. Auto through this value is as accurate as
+    is 0 from D = -88 on in float32, its logarithm -inf and the tape's slope there NaN. Auto through this value is as accurate as
     analytic.
 
     Domain: all real p; y in [0, 1]: 1 where the first is preferred, 0 where the second is, between where opinions are divided.
