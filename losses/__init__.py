@@ -20,6 +20,7 @@ _MACHINERY = {
     "proof",
     "ranks",
     "softmax",
+    "sparse",
     "vectors",
 }  # modules that are no losses
 
