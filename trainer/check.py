@@ -82,7 +82,7 @@ def catalogue(folder: Path, mutations: bool, seed: int = 0) -> list[dict[str, An
     from trainer.config import config_dirs, groups
 
     names = groups(config_dirs(None))["loss"]
-    with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda name: _in_process(name, folder, mutations, seed), names))
 
 
@@ -90,7 +90,9 @@ def _in_process(name: str, folder: Path, mutations: bool, seed: int) -> dict[str
     command = [sys.executable, "-m", "trainer", "check", f"loss={name}", f"--output={folder}", f"--seed={seed}"]
     path = folder / name / "gradcheck.json"
     path.unlink(missing_ok=True)
-    done = subprocess.run([*command, *(["--mutants"] if mutations else [])], capture_output=True, text=True, check=False)
+    command += ["--mutants"] if mutations else []
+    one_thread = os.environ | {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # there is a process for every core
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     if not path.exists():
         lines = done.stderr.strip().splitlines() or [f"ended with exit status {done.returncode}"]
         raise ConfigError(f"loss={name} could not be checked: {lines[-1]}")

@@ -50,15 +50,32 @@ def html(report: Report) -> str:
 <div class="quiet">contract {_text(report.contract)}, second order {_text(report.second_order)}, modes {_text(" and ".join(report.modes))};
 {_text(settings)}; answers for magnitudes {report.magnitudes[0]:g} to {report.magnitudes[1]:g}; {report.seconds:.1f} s</div>
 <div class="verdict {"ok" if report.ok else "bad"}">{_text(verdict)}</div>{first}
+<ul>{"".join(f"<li>{_text(line)}</li>" for line in _summary(report))}</ul>
 <h2>How far off the gradient is, over magnitudes</h2>
 <p class="quiet">The largest error among the examples of each magnitude of the inputs, in units in the last place (ulp), each input as the
-dtype holds it. Bars above: orange where the error is large, red where the gradient is NaN, falsely infinite or falsely zero. Shaded: the
+dtype holds it. Bars above: green where it is right, orange where the error is large, red where the gradient is NaN, falsely infinite or
+falsely zero, gray where the dtype holds neither inputs nor gradient. Shaded: the
 magnitudes that the loss answers for. Dashed: the limit, before the condition number is allowed for.</p>
 <div>{_legend(report)}</div><div class="charts">{charts}</div>
 <h2>Findings</h2>{_table(report)}
 {_mutants(report, score)}
 </body></html>
 """
+
+
+def _summary(report: Report) -> list[str]:
+    """A sentence for every gradient: how it does in float32 where the loss answers for it."""
+    lines = []
+    for mode, name in _MODES.items():
+        data = report.map("float32", mode)
+        if data is None:
+            continue
+        broken = {"NaN": data["nan_share"], "falsely infinite": data["inf_share"], "falsely zero": data["zero_share"]}
+        shares = [f"{share:.1%} {kind}" for kind, share in broken.items() if share]
+        unit = "ulp of its norm" if data["structured"] else "ulp"
+        error = f"at most {data['worst']:.3g} {unit} off (large errors divided by 1 + the condition number)"
+        lines.append(f"{name}: in float32 {error}{', ' + ', '.join(shares) if shares else ''}")
+    return lines
 
 
 def _chart(report: Report, dtype: str) -> str:
@@ -89,10 +106,10 @@ def _chart(report: Report, dtype: str) -> str:
     )
     for row, (mode, data) in enumerate(maps.items()):
         parts += _bars(data, _COLORS[mode], x, 20 + 12 * row)
-        parts.append(_line(data, _COLORS[mode], x, y))
+    parts += [_line(maps[mode], _COLORS[mode], x, y) for mode in reversed(maps)]  # the loss's own on top
     height = _TOP + _HEIGHT + 24
     return (
-        f'<svg width="{_LEFT + _WIDTH + 8}" height="{height}" role="img" aria-label="errors in {dtype}">'
+        f'<svg width="{_LEFT + _WIDTH + 24}" height="{height}" role="img" aria-label="errors in {dtype}">'
         f'<text x="{_LEFT}" y="13" font-weight="700">{dtype}</text>{"".join(parts)}</svg>'
     )
 
@@ -105,7 +122,7 @@ def _bars(data: dict[str, Any], color: str, x: Callable[[float], float], top: in
     for exponent, largest, *shares in zip(exponents, data["max"], data["nan"], data["inf"], data["zero"], strict=True):
         broken = max(shares)
         large = largest is not None and largest > 1e3 * data["limit"]
-        fill = "#c62a2f" if broken else "#e8a33d" if large else "#62b58f"
+        fill = "#c62a2f" if broken else "#b9bec6" if largest is None else "#e8a33d" if large else "#62b58f"
         title = f"1e{exponent}: NaN {shares[0]:.0%}, infinite {shares[1]:.0%}, zero {shares[2]:.0%}"
         parts.append(
             f'<rect x="{x(exponent) - width / 2:.1f}" y="{top}" width="{width:.1f}" height="9" fill="{fill}"><title>{title}</title></rect>'
@@ -126,11 +143,11 @@ def _legend(report: Report) -> str:
 
 def _table(report: Report) -> str:
     rows = "".join(
-        f'<tr><td>{_text(f.section)}</td><td>{_text(f.check)}</td><td class="{f.verdict}">{f.verdict}</td>'
+        f'<tr><td>{_text(f.section)}</td><td>{_text(f.check)}</td><td>{_text(f.mode)}</td><td class="{f.verdict}">{f.verdict}</td>'
         f'<td class="message">{_text(f.message)}</td></tr>'
         for f in sorted(report.findings, key=lambda finding: finding.verdict != "fails")
     )
-    return f"<table><tr><th>Section</th><th>Check</th><th>Verdict</th><th></th></tr>{rows}</table>"
+    return f"<table><tr><th>Section</th><th>Check</th><th>Of</th><th>Verdict</th><th></th></tr>{rows}</table>"
 
 
 def _mutants(report: Report, score: str) -> str:
