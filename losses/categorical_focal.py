@@ -52,10 +52,9 @@ class CategoricalFocal(Loss):
     def gradient(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         t = softmax.class_weights(y_true, y_pred)
         pi, missed, surprise = _probabilities(y_pred)
-        # -log(pi) / q tends to 1 as q does to 0.
-        ratio = tf.where(
-            missed > 0, tf.math.multiply_no_nan(surprise, pi) / tf.where(missed > 0, missed, tf.ones_like(pi)), tf.ones_like(pi)
-        )
+        sure = missed == 0
+        ratio = tf.math.multiply_no_nan(surprise, pi) / tf.where(sure, tf.ones_like(pi), missed)
+        ratio = tf.where(sure, tf.ones_like(pi), ratio)  # -log(pi) / q tends to 1 as q does to 0
         c = self._power(missed) * (1 + self.gamma * ratio)
         return softmax.mean_gradient(pi * softmax.sum_of_others(t * c) - t * missed * c)
 
@@ -74,8 +73,8 @@ class CategoricalFocal(Loss):
     def _power(self, missed: tf.Tensor) -> tf.Tensor:
         if not self.gamma:
             return tf.ones_like(missed)
-        some = missed > 0  # at 0 the tape's slope of a power below 1 would be infinite
-        return tf.where(some, tf.pow(tf.where(some, missed, tf.ones_like(missed)), self.gamma), tf.zeros_like(missed))
+        sure = missed == 0  # at 0 the tape's slope of a power below 1 would be infinite
+        return tf.where(sure, tf.zeros_like(missed), tf.pow(tf.where(sure, tf.ones_like(missed), missed), self.gamma))
 
 
 def _probabilities(y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
