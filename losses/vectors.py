@@ -13,7 +13,8 @@ def norm(x: tf.Tensor) -> tf.Tensor:
 
 
 def direction(x: tf.Tensor) -> tf.Tensor:
-    """[..., dim] -> the same: x / norm(x), which is also the norm's gradient; 0 for the zero vector."""
+    """[..., dim] -> the same: x / norm(x), which is also the norm's gradient; 0, and so its derivative, for the zero vector."""
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(x), axis=-1, keepdims=True))
-    scaled = x / tf.where(largest == 0, tf.ones_like(largest), largest)
-    return scaled / tf.where(largest == 0, tf.ones_like(largest), norm(scaled))
+    is_zero = largest == 0
+    scaled = x / tf.where(is_zero, tf.ones_like(largest), largest)
+    return tf.where(is_zero, tf.zeros_like(x), scaled / tf.where(is_zero, tf.ones_like(largest), norm(scaled)))
