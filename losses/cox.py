@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from losses.base import Loss
 
-_MOST_DOUBLINGS = 31  # of a batch's positions; a bound that XLA needs to know
+_MOST_DOUBLINGS = 30  # where the batch's size is not known beforehand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Cox(Loss):
         log S_i - eta_i = (m - eta_i) + log1p(s), a sum of terms >= 0; 1 - pi_kk = s / (1 + s) where eta_k = m
     The second sum of the gradient runs over falling time too, from the end, always relative to the term at hand; sums over i != k
     leave k out instead of subtracting it. Doubling the span of such sums gives them all in log2(n) vectorized passes, without the
-    usual [n, n] mask of who is at risk, whose e^eta overflows from 89 on. Auto through this value is as accurate, at the cost of
-    keeping every pass.
+    usual [n, n] mask of who is at risk, whose e^eta overflows from 89 on. Auto through this value keeps every pass, and has the 1 of
+    1 - pi as a term of its own: what is below 1e-7 of an event's weight is lost in it.
 
     The sums run over the batch: the value of a batch is not a mean of values of its parts, and risk sets are those of the batch.
 
@@ -113,7 +113,7 @@ def _restored(x: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
 def _value(eta: tf.Tensor, event: tf.Tensor, ends: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """In order of falling time the value, and of the risk set the largest eta, m, and the sum of the other e^(eta - m)."""
 
-    def add(m: tf.Tensor, s: tf.Tensor, span: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def add(m: tf.Tensor, s: tf.Tensor, span: int) -> tuple[tf.Tensor, tf.Tensor]:
         there, before = _shifted(eta, -span)
         m_before, s_before = tf.gather(m, before), tf.gather(s, before)
         ahead = m >= m_before
@@ -129,7 +129,7 @@ def _value(eta: tf.Tensor, event: tf.Tensor, ends: tf.Tensor) -> tuple[tf.Tensor
 def _sum_after(x: tf.Tensor, decay: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """sum_{i > k} x_i decay(k, i) for every k, where decay(k, j) decay(j, i) = decay(k, i)."""
 
-    def shifted(total: tf.Tensor, span: tf.Tensor | int) -> tf.Tensor:
+    def shifted(total: tf.Tensor, span: int) -> tf.Tensor:
         there, later = _shifted(x, span)
         return tf.where(there, decay(tf.range(tf.size(x)), later) * tf.gather(total, later), tf.zeros_like(x))
 
@@ -139,17 +139,14 @@ def _sum_after(x: tf.Tensor, decay: Callable[[tf.Tensor, tf.Tensor], tf.Tensor])
 
 def _doubling(add: Callable[..., tuple[tf.Tensor, ...]], *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Runs `add(*state, span)` for spans 1, 2, 4, ...: what stands for one position comes to stand for all before or after it."""
-    size = tf.size(state[0])
-    _, *state = tf.while_loop(
-        lambda span, *_: span < size,
-        lambda span, *state: (2 * span, *add(*state, span)),
-        (tf.constant(1), *state),
-        maximum_iterations=_MOST_DOUBLINGS,
-    )
-    return tuple(state)
+    size = state[0].shape[0]
+    # Unrolled: XLA can't compile the gradient of a loop over a batch of unknown size.
+    for doubling in range(_MOST_DOUBLINGS if size is None else max(size - 1, 0).bit_length()):
+        state = add(*state, 2**doubling)
+    return state
 
 
-def _shifted(like: tf.Tensor, span: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
+def _shifted(like: tf.Tensor, span: int) -> tuple[tf.Tensor, tf.Tensor]:
     """For every position whether there is one `span` further on, and its index (clipped to the range)."""
     position = tf.range(tf.size(like)) + span
     last = tf.size(like) - 1
