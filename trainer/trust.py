@@ -94,7 +94,7 @@ def find(target: str, kind: str, trust: Sequence[str]) -> Any:
     _check_name(target, kind, trust)
     module_name, _, attribute = target.rpartition(".")
     own = is_own(target, trust)
-    module = _import_own(module_name, kind, target) if own else importlib.import_module(module_name)
+    module = _import_own(module_name, f"{kind}._target_", target) if own else importlib.import_module(module_name)
     if not hasattr(module, attribute):
         raise ConfigError(f"{kind}._target_={target}: {module_name} ({module.__file__}) has no {attribute}")
     found = getattr(module, attribute)
@@ -151,7 +151,7 @@ def _is_within(module: str, packages: Sequence[str]) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
-def _import_own(module_name: str, kind: str, target: str) -> Any:
+def _import_own(module_name: str, key: str, target: str) -> Any:
     root = module_name.split(".")[0]
     if importlib.util.find_spec(root) is None:
         sys.path.append(str(Path.cwd()))  # last, so that nothing there can hide an installed package
@@ -163,7 +163,7 @@ def _import_own(module_name: str, kind: str, target: str) -> Any:
     except Exception as error:  # the user's code runs here, and may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({frame.filename}, line {frame.lineno})" if not frame.filename.startswith("<") else ""
-        raise ConfigError(f"{kind}._target_={target}: importing {module_name} raised {type(error).__name__}: {error}{where}") from error
+        raise ConfigError(f"{key}={target}: importing {module_name} raised {type(error).__name__}: {error}{where}") from error
 
 
 def _is_of_kind(found: Any, kind: str, own: bool) -> bool:
