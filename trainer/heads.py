@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import keras
+import tensorflow as tf
 
 from losses.base import Loss
 
@@ -32,7 +33,7 @@ class Shared(keras.layers.Layer):
         }
 
     def call(self, x: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
-        return {self.entry: x} | {name: keras.ops.convert_to_tensor(weight) for name, weight in self.owned.items()}
+        return {self.entry: x} | {name: tf.convert_to_tensor(weight) for name, weight in self.owned.items()}
 
 
 def attach(
