@@ -99,7 +99,7 @@ def _chart(report: Report, dtype: str) -> str:
         label = "1 ulp" if not level else f"1e{level}"
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y(10.0**level):.1f}" y2="{y(10.0**level):.1f}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y(10.0**level) + 4:.1f}" text-anchor="end">{label}</text>')
-    for exponent in range(math.ceil(low / 10) * 10, high + 1, 10):
+    for exponent in range(math.ceil(low / 10) * 10, math.floor(high) + 1, 10):
         parts.append(f'<text x="{x(exponent):.1f}" y="{_TOP + _HEIGHT + 15}" text-anchor="middle">1e{exponent}</text>')
     parts.append(
         f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y(limit):.1f}" y2="{y(limit):.1f}" stroke="#c62a2f" stroke-dasharray="4 3"/>'
@@ -123,7 +123,7 @@ def _bars(data: dict[str, Any], color: str, x: Callable[[float], float], top: in
         broken = max(shares)
         large = largest is not None and largest > 1e3 * data["limit"]
         fill = "#c62a2f" if broken else "#b9bec6" if largest is None else "#e8a33d" if large else "#62b58f"
-        title = f"1e{exponent}: NaN {shares[0]:.0%}, infinite {shares[1]:.0%}, zero {shares[2]:.0%}"
+        title = f"1e{exponent:g}: NaN {shares[0]:.0%}, infinite {shares[1]:.0%}, zero {shares[2]:.0%}"
         parts.append(
             f'<rect x="{x(exponent) - width / 2:.1f}" y="{top}" width="{width:.1f}" height="9" fill="{fill}"><title>{title}</title></rect>'
         )
