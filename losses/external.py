@@ -18,7 +18,8 @@ def pseudo_huber(y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np
     """SciPy's pseudo-Huber loss, sqrt(1 + r^2) - 1 with r = y_pred - y_true, averaged over an example, and its gradient."""
     error = y_pred - y_true
     axes = tuple(range(1, error.ndim))
-    return special.pseudo_huber(1.0, error).mean(axis=axes), error / np.hypot(1, error) / max(error[:1].size, 1)
+    with np.errstate(all="ignore"):  # as in TensorFlow, inf and NaN without a warning
+        return special.pseudo_huber(1.0, error).mean(axis=axes), error / np.hypot(1, error) / max(error[:1].size, 1)
 
 
 _SHIPPED = {f"{__name__}.{function.__name__}": function for function in (pseudo_huber,)}

@@ -10,8 +10,8 @@ def ascending(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def mean_ranks(x: tf.Tensor) -> tf.Tensor:
-    """The ranks, from 1, of the items of every list [batch, n]; equal ones share the mean of theirs."""
+    """The ranks, from 1, of the items of every list [batch, n]; equal ones share the mean of theirs, and NaN has none."""
     smaller, equal = (
         tf.reduce_sum(tf.cast(relation(x[:, tf.newaxis, :], x[:, :, tf.newaxis]), x.dtype), axis=-1) for relation in (tf.less, tf.equal)
     )
-    return smaller + (equal + 1) / 2
+    return tf.where(tf.math.is_nan(x), x, smaller + (equal + 1) / 2)
