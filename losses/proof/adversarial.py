@@ -16,6 +16,8 @@ from losses.proof.sampling import edges
 
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _COARSE = 1e-3  # of an example's size; how many ulp is asked elsewhere
+_LAST = 64 * 2.0**-24  # times the condition number, where one is large
+_MOST_CONDITIONS = 8  # that are worth their time
 
 _Case = tuple[str, Batch, Truth]
 
@@ -84,13 +86,19 @@ def _against(known: Truth, value: np.ndarray, own: np.ndarray, name: str, with_g
     """What is wrong with a float32 result, coarsely; empty where the truth is unknown or beyond float32."""
     with np.errstate(all="ignore"):
         expected = np.where(np.isfinite(known.value) & (np.abs(known.value) < 0.99 * _LARGEST), known.value, value)
-        problem = unequal(value, expected, _COARSE * np.abs(expected) + _SMALLEST, f"the value, {name}, example")
+        allowed = _COARSE * np.abs(expected) + _SMALLEST
+        for unit in np.flatnonzero(np.abs(value - expected) > allowed)[:_MOST_CONDITIONS]:
+            allowed[unit] += _LAST * known.condition(int(unit))[0] * np.abs(expected[unit])
+        problem = unequal(value, expected, allowed, f"the value, {name}, example")
         if problem or not with_gradient:
             return problem
         size = np.maximum(sizes(known.low), sizes(known.high))
         fits = np.isfinite(known.low) & np.isfinite(known.high) & (size < 0.99 * _LARGEST)
         expected = np.where(fits, np.clip(own, known.low, known.high), own)
-        return unequal(own, expected, _COARSE * np.where(fits, size, 0) + _SMALLEST, f"the gradient, {name}, example and coordinate")
+        allowed = (_COARSE * np.where(fits, size, 0) + _SMALLEST) * np.ones_like(own)
+        for unit in np.flatnonzero((np.abs(own - expected) > allowed).any(axis=1))[:_MOST_CONDITIONS]:
+            allowed[unit] += _LAST * np.nan_to_num(known.condition(int(unit))[1]) * np.abs(expected[unit])
+        return unequal(own, expected, allowed, f"the gradient, {name}, example and coordinate")
 
 
 def _empty(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:

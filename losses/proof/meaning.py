@@ -16,7 +16,7 @@ from losses.proof.second import hessian_times
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 _NUM_PANELS = 16
-_NUM_ZOOMS = 3  # into the worst panel: a kink ends up in one small panel, a wrong gradient is wrong in all of them
+_NUM_ZOOMS = 5  # into the worst panel: a kink ends up in one small panel, a steep bend is resolved, a wrong gradient is wrong in all
 _INTEGRAL = 1e-5  # of the integral of the gradient's magnitude; an error of 0.1% must show
 _EPS = 2.0**-52
 _EXACT = 1e-9  # of float64
@@ -77,7 +77,8 @@ def _follow(batch: Batch, mode: str, displacement: Tensors) -> tuple[np.ndarray,
     for _ in range(_NUM_ZOOMS):
         integral, difference, allowed = _panels(batch, mode, displacement, start_, width)
         known = np.isfinite(difference)
-        off = np.abs(integral - difference) - allowed
+        with np.errstate(invalid="ignore"):
+            off = np.abs(integral - difference) - allowed
         off = np.where(known & ~np.isfinite(integral), np.inf, np.where(known, off, -np.inf))
         bad = off > 0
         if holds is None:
@@ -127,6 +128,8 @@ def _panels(
 def _symmetric(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:
     if loss.second_order == "refuse":
         return "excepted", "it has no second derivative, by declaration"
+    if mode == "analytic" and loss.contract == "surrogate":
+        return "excepted", "its gradient is deliberately no function's derivative everywhere"
     batch = units(loss, rng, *draw(loss, rng))
     first, second = direction(batch, rng), direction(batch, rng)
     a, b = (batch.flat(d) for d in (first, second))

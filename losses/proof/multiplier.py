@@ -45,8 +45,10 @@ def _own(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:
             found, expected, rounding * sizes(expected), f"the gradient for a dy that differs from example to example, {dtype.name}"
         )
         if not problem and loss.shared:
-            alone = [evaluated(loss, mode, *take(loss, y_true, y_pred, slice(i, i + 1)), dtype)[2] for i in range(len(dy))]
-            terms = dy[:, np.newaxis] * np.stack(alone)
+            # A batch of copies of one example: as many times its part.
+            copies = (take(loss, y_true, y_pred, np.full(len(dy), i)) for i in range(len(dy)))
+            alone = np.stack([evaluated(loss, mode, *batch, dtype)[2] / len(dy) for batch in copies])
+            terms = dy[:, np.newaxis] * alone
             what = f"the shared gradient against the sum of dy times that of every example alone, {dtype.name}"
             problem = unequal(found_shared, terms.sum(axis=0), rounding * np.abs(terms).sum(axis=0).max(), what)
         if problem:

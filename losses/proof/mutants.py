@@ -16,8 +16,9 @@ Vjp = Callable[[tf.Tensor], Tensors]
 Wrong = Callable[[Loss, Tensors, Tensors, Vjp], Vjp]
 
 _SHOWS = 1e-6  # relative difference from which on a mutant is one
-# The sections, the quickest conviction first.
-_SECTIONS: dict[str, Callable[[Loss, np.random.Generator], list[Finding]]] = {
+_Section = Callable[[Loss, np.random.Generator], list[Finding]]
+# In the order in which they are asked until one convicts.
+_SECTIONS: dict[str, _Section] = {
     "contract": meaning.contract,
     "dy": multiplier.examine,
     "meaning": meaning.examine,
