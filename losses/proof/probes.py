@@ -1,7 +1,8 @@
 """A loss as a function of NumPy arrays, and its derivatives along displacements: by differences, and by given gradients."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -56,12 +57,17 @@ class Function:
         y_true = None if self.y_true is None else tf.nest.map_structure(rows, self.y_true)
         arguments = {key: tf.cast(moved[key], p.dtype) for key, p in entries(self.y_pred).items()}
         y_pred = arguments if isinstance(self.y_pred, dict) else arguments[None]
+        arguments_of_value = [y_true, y_pred]
         if self.loss.contract == "surrogate":
             at = {key: p if key in self.loss.shared else rows(p) for key, p in entries(self.y_pred).items()}
-            value = self.loss.surrogate(y_true, y_pred, at if isinstance(self.y_pred, dict) else at[None])
-        else:
-            value = self.loss.value(y_true, y_pred)
-        return tf.cast(value, tf.float64).numpy()
+            arguments_of_value.append(at if isinstance(self.y_pred, dict) else at[None])
+        return tf.cast(self._value(*arguments_of_value), tf.float64).numpy()
+
+    @functools.cached_property
+    def _value(self) -> Callable[..., tf.Tensor]:
+        value = getattr(self.loss, self.what)
+        # Where the batch is displaced as a whole it is evaluated hundreds of times, always of one shape.
+        return tf.function(value, autograph=False) if self.together else value
 
     def jittered(self, rng: np.random.Generator, change: float) -> Arrays:
         """The batch with every prediction changed by the fraction `change`, up or down."""
