@@ -326,7 +326,9 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
         # Masking the inputs too: a NaN that only the value is masked for would still reach the gradient as 0 * NaN.
         y_true = tf.nest.map_structure(lambda y: _masked(mask, y), y_true) if y_true is not None else None
         y_pred = map_entries(lambda key, p: p if key in loss.shared else _masked(mask, p), y_pred)
-    dims = tuple(tuple(t.shape) if key in loss.shared else tuple(t.shape[1:]) for key, t in _entries(y_pred))
+    dims: tuple = tuple(tuple(t.shape) if key in loss.shared else tuple(t.shape[1:]) for key, t in _entries(y_pred))
+    if y_true is not None:  # targets of another rank would make the rank unknown
+        dims += tuple(y.shape.rank for y in tf.nest.flatten(y_true))
     try:
         function = _function(loss, mode, dims)
     except TypeError as error:
