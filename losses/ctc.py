@@ -64,7 +64,7 @@ class CTC(Loss):
         log_p, _ = _sweep(y_true, _emissions(y_true, -softmax.surprise(y_pred))[tf.newaxis])
         return tf.where(feasible, -log_p, tf.zeros_like(log_p))
 
-    def value_and_vjp(self, y_true: _Labels, y_pred: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def value_and_vjp(self, y_true: _Labels, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         y_true, feasible, log_pi = _int32(y_true), _feasible(y_true), -softmax.surprise(y_pred)
         emissions = _emissions(y_true, log_pi)
         log_p, arrivals = _sweep(y_true, tf.stack([emissions, _reversed(y_true, emissions)]))

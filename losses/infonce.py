@@ -61,10 +61,8 @@ class InfoNCE(Loss):
         others = tf.where(is_own, tf.constant(-float("inf"), scores.dtype), scores)
         return tf.nn.softplus(tf.reduce_logsumexp(others, axis=1) - own_score)
 
-    def value_and_vjp(
-        self, y_true: None, y_pred: tf.Tensor, mask: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        value, _, layer_vjp = crossentropy(*self._layer(y_pred, mask))
+    def value_and_vjp(self, y_true: None, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        value, _, layer_vjp = crossentropy(*self._layer(y_pred, mask.get("mask")))
 
         def vjp(dy: tf.Tensor) -> tf.Tensor:
             d_queries, d_kernel, _ = layer_vjp(dy)

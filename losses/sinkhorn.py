@@ -66,7 +66,7 @@ class Sinkhorn(Loss):
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return self._dual(*self._solve(self._costs(y_true, y_pred))[:2])
 
-    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         f, g, _ = self._solve(self._costs(y_true, y_pred))
 
         def vjp(dy: tf.Tensor) -> tf.Tensor:

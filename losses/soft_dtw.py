@@ -56,7 +56,7 @@ class SoftDTW(Loss):
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return self._forward(y_true, y_pred)[0]
 
-    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         value, weights = self._forward(y_true, y_pred)
 
         def vjp(dy: tf.Tensor) -> tf.Tensor:
