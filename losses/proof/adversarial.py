@@ -1,5 +1,6 @@
 """Inputs that break formulas: edges of the domain, ties, zeros, saturation, nothing at all, NaN and infinity."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ def examine(loss: Loss, rng: np.random.Generator) -> list[Finding]:
     batches = [(name, Batch(loss, y, p, np.ones(num_examples(loss, p)))) for name, y, p in _finite(loss, rng)]
     cases = [(name, batch, truth(batch)) for name, batch in batches]
     checks: dict[str, Check] = {
-        "finite at edges, ties, zeros and saturation": lambda *a: _at_edges(*a, cases=cases),
+        "finite at edges, ties, zeros and saturation": functools.partial(_at_edges, cases=cases),
         "an empty batch": _empty,
         "a masked batch": _masked,
         "NaN is not swallowed": _nan,
@@ -149,7 +150,7 @@ def _nan(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:
                 cases.append((where, poisoned if what == "y_true" else y_true, poisoned if what == "y_pred" else y_pred))
     for where, y, p in cases:
         value, own, shared = evaluated(loss, mode, y, p, tf.float32)
-        if not (np.isnan(value).any() or np.isnan(own).any() or np.isnan(shared).any()):
+        if all(np.isfinite(part).all() for part in (value, own, shared)):
             return "fails", f"NaN in {where} is swallowed: value {value[0]:.6g}, gradient {own[0]}"
     return "holds", ""
 

@@ -1,6 +1,6 @@
 """From checks to findings: who is asked, and whose failure counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ Outcome = tuple[str, str]  # a verdict, and what there is to say
 Check = Callable[[Loss, str, np.random.Generator], Outcome]
 
 
-def judge(loss: Loss, section: str, checks: dict[str, Check], rng: np.random.Generator) -> list[Finding]:
+def judge(loss: Loss, section: str, checks: Mapping[str, Check], rng: np.random.Generator) -> list[Finding]:
     """Every check in every mode of a loss; one that raises has failed.
 
     Where a loss has a gradient of its own, that one decides: what only gradient=auto gets wrong is told, with the verdict "excepted".

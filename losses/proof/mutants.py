@@ -58,7 +58,7 @@ def plant(loss: Loss, wrong: Wrong) -> Loss:
 
     kind = type(loss)
     attributes = {"value_and_vjp": value_and_vjp, "differentiable": False, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    mutant = object.__new__(type(kind.__name__, (kind,), attributes))
+    mutant: Loss = object.__new__(type(kind.__name__, (kind,), attributes))
     mutant.__dict__.update(vars(loss))
     return mutant
 
