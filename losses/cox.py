@@ -94,6 +94,7 @@ class Cox(Loss):
 def _ordered(y_true: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
     """The order of falling time, and in it: the group of equal times, the event, and the last position of the group."""
     time, event = tf.unstack(y_true, axis=1)
+    event = tf.where(tf.math.is_nan(time), time, event)  # a time that is no number has no order: its example is NaN
     if mask is not None:  # at risk before all others only, and with no event
         time = tf.where(mask, time, tf.constant(-np.inf, time.dtype))
         event = tf.where(mask, event, tf.zeros_like(event))

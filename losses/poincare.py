@@ -89,5 +89,5 @@ def _gaps(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, t
         return tf.cast(1 - tf.reduce_sum(tf.square(tf.cast(x, tf.float64)), axis=-1, keepdims=True), x.dtype)
 
     a, b = gap(y_pred), gap(y_true)
-    inside = (a > 0) & (b > 0)
+    inside = ~((a <= 0) | (b <= 0))  # a NaN is not outside: it goes on into value and gradient
     return inside, tf.where(inside, a, tf.ones_like(a)), tf.where(inside, b, tf.ones_like(b))
