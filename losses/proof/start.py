@@ -17,6 +17,7 @@ from losses.proof.probes import Arrays, Function, Probes, entries, probe
 RELATIVE = 3e-4  # an error of 0.1% must show
 RELATIVE_WORKING = 2e-3  # in the working dtype, where rounding adds up
 NEGLIGIBLE = 1e-4  # of the largest derivative: an error of the working dtype alone that is smaller does no harm
+STRUCTURED = 1e-5  # of the largest derivative: what losses that are accurate as a whole promise, those that iterate in float64 too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
     floor = probes.found.pop("rounding") + NEGLIGIBLE * probes.largest + float(limits.smallest_normal)
 
     def wrong(name: str) -> np.ndarray:
-        fine = (RELATIVE, floor if narrow else 1e-9 * probes.largest) if name == exact else (RELATIVE_WORKING, floor)
+        exact_floor = floor if narrow else (STRUCTURED if loss.structured else 1e-9) * probes.largest
+        fine = (RELATIVE, exact_floor) if name == exact else (RELATIVE_WORKING, floor)
         return probes.wrong(name, *fine)
 
     checked = probes.error <= np.maximum(RELATIVE * np.abs(probes.expected), 1e-6 * probes.largest)
