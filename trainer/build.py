@@ -270,7 +270,8 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
 def choose_compile(setting: str, learner: Learner) -> str:
     """How the chunk is compiled: "graph" or "chunk" (one XLA program). The rule of "auto" is the same on every run.
 
-    On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower.
+    On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
+    attention lose a little, and many times over with a loss that goes through their output layer in chunks.
     """
     possible = learner.strategy is None and learner.loss.xla
     if setting == "chunk" and not possible:
@@ -278,7 +279,7 @@ def choose_compile(setting: str, learner: Learner) -> str:
         raise ConfigError(f"trainer.compile=chunk: {reason}: type trainer.compile=graph")
     if setting != "auto":
         return setting
-    slow = any("Conv" in type(layer).__name__ for layer in _layers(learner.model))
+    slow = any(word in type(layer).__name__ for layer in _layers(learner.model) for word in ("Conv", "Attention"))
     random = any(variable.name == "seed_generator_state" for variable in learner.model.non_trainable_variables)
     on_cpu = not tf.config.list_logical_devices("GPU")
     return "chunk" if possible and on_cpu and not slow and not random else "graph"

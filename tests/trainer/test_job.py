@@ -214,6 +214,11 @@ def test_the_rule_of_compile(tmp_path):
     for name, overrides, expected in [
         ("dense", [], "chunk"),
         ("convolutions", ["model=cnn", "trainer.steps=1"], "graph"),
+        (
+            "attention",
+            ["data=text", "model=transformer", "model.width=8", "data.length=8", "trainer.steps=1", "trainer.eval_every=0"],
+            "graph",
+        ),
         ("host", ["loss=cubic"], "graph"),
         ("replicas", ["strategy=cpu_sim"], "graph"),
     ]:

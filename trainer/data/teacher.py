@@ -28,5 +28,5 @@ class DigitsTeacher(Source):
             from sklearn.linear_model import LogisticRegression
         digits = Digits().load()
         pixels = digits.features.reshape(len(digits), 64) / 16
-        teacher = LogisticRegression(C=self.strength, max_iter=1000).fit(pixels, digits.targets)
+        teacher = LogisticRegression(C=self.strength, solver="newton-cg", max_iter=1000).fit(pixels, digits.targets)
         return Examples(digits.features, teacher.decision_function(pixels))
