@@ -102,7 +102,9 @@ def run_loop(
         diverged = state.skipped > plan.max_skipped
         clock.count(len(rows))
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))
-        evaluation, audited, objection = {}, {}, None
+        evaluation: dict[str, float] = {}
+        audited: dict[str, float] = {}
+        objection = None
         improved = False
         if plan.is_due(plan.eval_every, state.step) and not diverged:
             evaluation = evaluate()
