@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from losses import features
 from losses.base import Loss
+from losses.gaussian_nll import GaussianNLL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,8 @@ class BetaNLL(Loss):
 
     For beta > 0 deliberately not the derivative of value but that of w (log_sigma + z^2 / 2) with the weight w = sigma^(2 beta) held
     constant. The two differ in d/dlog_sigma, by 2 beta times the element's value: wherever that is not 0. Auto is the derivative
-    of value, which learns too small a spread; the surrogate's minimum is that of the likelihood. beta = 0 is gaussian_nll,
-    beta = 1 gives mu the gradient of a squared error.
+    of value, which learns a wrong spread (with beta = 1 sigma = e^-0.5, whatever the data); the surrogate's minimum is that of the
+    likelihood. beta = 0 is gaussian_nll, beta = 1 gives mu the gradient of a squared error.
 
     Stable because sigma^(2 beta) (1 - z^2) = (w - w z)(w + w z) with w = sigma^beta, w z = (y - mu) sigma^(beta - 1), neither of
     which overflows unless the product does.
@@ -38,6 +39,7 @@ class BetaNLL(Loss):
     beta: float = 0.5
 
     magnitudes = (1e-30, 1e30)
+    metric_names = ("nll",)
 
     def __post_init__(self) -> None:
         self.require("beta", "a number >= 0 and <= 1", lambda beta: 0 <= beta <= 1)
@@ -69,6 +71,10 @@ class BetaNLL(Loss):
     def point(self, y_pred: tf.Tensor) -> tf.Tensor:
         """The mean, [batch, ..., dim]."""
         return tf.split(y_pred, 2, axis=-1)[0]
+
+    def metrics(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """nll: the likelihood, as gaussian_nll gives it, which unlike value compares one beta with another."""
+        return (GaussianNLL().value(y_true, y_pred),)
 
     def reference(self, y_true: list, y_pred: list) -> Any:
         dim = len(y_true)

@@ -29,7 +29,7 @@ class Cubic(Loss):
     differentiable = False
     xla = False
     second_order = "refuse"
-    magnitudes = (1e-12, 1e12)
+    magnitudes = (1e-11, 1e12)
 
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         size = tf.abs(y_pred - y_true)

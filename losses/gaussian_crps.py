@@ -11,6 +11,7 @@ from losses import features
 from losses.base import Loss
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+_FAR = 40.0  # beyond, erf is 1 and the density 0 in float64 too; of infinity erf may be NaN
 _AT_CENTER = (math.sqrt(2) - 1) / math.sqrt(math.pi)  # the score at z = 0 and sigma = 1
 
 
@@ -73,7 +74,8 @@ def _parts(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, 
     error = y_true - mu
     # 1 / sigma in two halves: it may overflow where z does not. multiply_no_nan: z is 0 where y = mu, whatever sigma.
     half = tf.exp(-log_sigma / 2)
-    return error, tf.math.multiply_no_nan(half, tf.math.multiply_no_nan(half, error)), tf.exp(log_sigma)
+    z = tf.math.multiply_no_nan(half, tf.math.multiply_no_nan(half, error))
+    return error, tf.clip_by_value(z, -_FAR, _FAR), tf.exp(log_sigma)
 
 
 def _score(error: Any, sigma: Any) -> Any:

