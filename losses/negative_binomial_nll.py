@@ -1,6 +1,7 @@
 """Negative binomial likelihood of counts that spread wider than Poisson's."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -192,8 +193,16 @@ def _series(coefficients: list[float], u: tf.Tensor) -> tf.Tensor:
 
 
 def _one(y: Any, mu: Any, r: Any) -> Any:
-    if y == int(y) and y <= 1000:  # Gamma(y + r) / Gamma(r) as a product, in a tenth of the time
-        coefficient = mpmath.log(mpmath.fprod(r + k for k in range(int(y))) / mpmath.factorial(y))
+    whole = int(mpmath.nint(y))
+    if whole <= 1000:
+        coefficient = _log_coefficient(r, whole, mpmath.mp.prec)
     else:
         coefficient = mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
     return -(coefficient + r * mpmath.log(r / (r + mu)) + y * mpmath.log(mu / (r + mu)))
+
+
+@functools.lru_cache(maxsize=64)  # only one element moves in a difference
+def _log_coefficient(r: Any, y: int, precision: int) -> Any:
+    """log(Gamma(y + r) / Gamma(r) / y!) of a count, as a product: mpmath's loggamma takes ten times as long."""
+    with mpmath.workprec(precision):
+        return mpmath.log(mpmath.fprod(r + k for k in range(y)) / mpmath.factorial(y))

@@ -222,9 +222,9 @@ def _judge(
         fits = _representable(inputs, dtype)[:, np.newaxis]
         errors = _Errors(np.where(fits, errors.ulp, np.nan), errors.nan & fits, errors.inf & fits, errors.zero & fits)
         limit = _limit(loss, dtype)
-        beyond, worst = _beyond(inputs, errors, limit, what, structured)
-    smallest, largest = (math.log10(size) for size in loss.magnitudes)
-    inside = ((inputs.exponents >= smallest) & (inputs.exponents <= largest))[:, np.newaxis]
+        smallest, largest = (math.log10(size) for size in loss.magnitudes)
+        inside = ((inputs.exponents >= smallest) & (inputs.exponents <= largest))[:, np.newaxis]
+        beyond, worst = _beyond(inputs, errors, limit, what, structured, inside)
     wrong = errors.bad | beyond
     data = _map(inputs.exponents, errors, inside) | {
         "dtype": dtype,
@@ -263,11 +263,13 @@ def _limit(loss: Loss, dtype: str) -> float:
     return max(loss.max_ulp, _STRUCTURED * 2.0**23) if loss.structured else loss.max_ulp
 
 
-def _beyond(inputs: _Inputs, errors: _Errors, limit: float, what: str, structured: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which errors exceed the limit times (1 + condition number), and all errors, the large ones divided by that."""
+def _beyond(
+    inputs: _Inputs, errors: _Errors, limit: float, what: str, structured: bool, inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which errors exceed the limit times (1 + condition number), and all errors, the large ones divided by that: those inside first."""
     worst = np.nan_to_num(errors.ulp, nan=0.0, posinf=0.0)
     large = np.argwhere(worst > limit)
-    order = np.argsort(-worst[tuple(large.T)], kind="stable")
+    order = np.lexsort((-worst[tuple(large.T)], ~inside[large[:, 0], 0]))
     for row, column in large[order][:_MOST_CONDITIONS]:
         condition = np.nan_to_num(inputs.condition(int(row), what, structured), nan=0.0)
         worst[row, column] /= 1 + condition[min(column, len(condition) - 1)]
