@@ -333,7 +333,11 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
         function = _function(loss, mode, dims)
     except TypeError as error:
         raise LossError(f"loss {loss.name}: hyperparameters must be hashable, a tuple instead of a list: {error}") from error
-    # A function, in a graph too: forward-mode differentiation ignores a custom gradient that is not inside one.
+    if mode == "auto" and tf.inside_function():
+        # The tape hands shapes on from a function to its gradient; XLA then takes all that goes in for constants, weights too,
+        # and compiles anew at every call.
+        function = functools.partial(_evaluate, loss, mode)
+    # Otherwise a function, in a graph too: forward-mode differentiation ignores a custom gradient that is not inside one.
     value = function(y_true, y_pred, mask if loss.coupled else None)
     return value if mask is None else _masked(mask, value)
 

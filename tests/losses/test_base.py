@@ -359,3 +359,19 @@ def test_saved_model_keeps_the_gradient_and_a_numpy_loss_fails_loudly(tmp_path):
         outputs.append(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout)
     assert outputs[1].splitlines() == ["[2.0, 2.0, 2.0]", "refused: True"]
     assert "not run in another process" in " ".join(losses.find("cubic").__doc__.split())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_xla_takes_weights_for_variables(mode):
+    loss, weight = losses.find("beta_nll")(), tf.Variable(tf.ones([3, 2]))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def slope():
+        with tf.GradientTape() as tape:
+            value = per_example(loss, mode, tf.ones([4, 1]), tf.ones([4, 3]) @ weight)
+        return tape.gradient(value, weight)
+
+    program = slope.experimental_get_compiler_ir()(stage="hlo")
+    # As a constant it would be named so; the program would then be compiled anew whenever the weight changes.
+    assert "dot(" in program
+    assert 'op_type="ReadVariableOp"' not in program
