@@ -15,6 +15,11 @@ def of_class(t: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.math.multiply_no_nan(x, t), axis=-1)
 
 
+def shortfall(tau: tf.Tensor, t: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """By how much the class lies below the threshold, [batch]; at the threshold, where it has no part, with the slope of below."""
+    return tf.maximum(tau - of_class(t, x), 0)  # relu's slope would be 0 there, and the probability's is 0 too
+
+
 def minus_class(t: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     """The difference p - t of probabilities p that sum to 1, from the other classes' p: at the class minus their sum, no cancellation."""
     return others - t * tf.reduce_sum(others, axis=-1, keepdims=True)

@@ -17,10 +17,13 @@ class Sparsemax(Loss):
     value  = z.q - |q|^2 / 2 + 1/2 - z_y, q = sparsemax(z) the point of the simplex nearest to z: q_j = max(0, z_j - tau)
     d/dz_j = q_j - 1[j = y]
 
-    tau comes from sorting and one Newton step on sum_j max(0, z_j - tau) = 1, which mends what the cumulative sums round off. Stable
-    because value = |q - t|^2 / 2 + max(0, tau - z_y), t the class as a vector, has no difference of large numbers, and q_y - 1 is minus
-    the sum of the others. Auto through this value is accurate as well, and needs more time for the way back through the sort;
-    autodiff through the usual bisection for tau is wrong: a halved interval does not depend on the logits.
+    tau comes from Newton's steps on sum_j max(0, z_j - tau) = 1, upwards from the largest logit - 1: the last step is the one that
+    finds the same classes above tau as the step before. For auto it comes from sorting and one such step, which the tape can follow.
+    Stable because value = |q - t|^2 / 2 + max(0, tau - z_y), t the class as a vector, has no difference of large numbers, and q_y - 1
+    is minus the sum of the others. Auto is as accurate for few classes with a part, but loses digits with their number (float32, nearly
+    equal logits: off by 1e-5 of its norm for 100, 5e-4 for 1000, 1e-2 for 10000; analytic by 1e-6), and takes 7 times as long in a
+    graph at 256 x 10000; under XLA it runs as fast, after minutes of compiling (analytic: a second). Autodiff through the usual
+    bisection for tau is wrong: a halved interval does not depend on the logits.
 
     Domain: logits below inf, or -inf for a class that is excluded. A class out of range gives NaN.
     Shapes: z [batch, classes]; y integers [batch].
@@ -68,7 +71,7 @@ class Sparsemax(Loss):
 def _divergence(x: tf.Tensor, t: tf.Tensor, tau: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     """The value, from the threshold [batch] and the other classes' probabilities [batch, classes]."""
     distance = tf.square(tf.reduce_sum(others, axis=-1)) + tf.reduce_sum(tf.square(others), axis=-1)  # |q - t|^2
-    return distance / 2 + tf.nn.relu(tau - sparse.of_class(t, x))
+    return distance / 2 + sparse.shortfall(tau, t, x)
 
 
 def _newton(q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -78,3 +78,36 @@ def test_excluded_huge_and_impossible_classes(name):
     assert np.isnan(per_example(loss, "analytic", [3, -1], tf.zeros([2, 3]))).all()
     with pytest.raises(LossError, match="classes"):
         per_example(loss, "analytic", [[0]], tf.zeros([1, 1, 3]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_classes", [1, 2, 7, 1000])
+@pytest.mark.parametrize("batch", [0, 1, 40])
+def test_threshold_by_steps_and_by_sorting(name, num_classes, batch):
+    """Both modes have the same probabilities, of spread, nearly equal, tied, and wholly equal logits, a tie at the threshold among them."""
+    loss, rng = losses.find(name)(), np.random.default_rng(0)
+    z = rng.normal(size=(batch, num_classes)) * 10.0 ** rng.uniform(-8, 3, (batch, 1))
+    z[1::4] = np.round(z[1::4])
+    z[2::8] = 0.3
+    z[6::8] = [0.0] + [-1.0 if name == "sparsemax" else -2.0] * (num_classes - 1)
+    y = rng.integers(0, num_classes, batch)
+    z = z.astype(np.float32).astype(np.float64)
+    value, gradient = evaluate(loss, y, z)
+    size = np.linalg.norm(gradient, axis=1)
+    for mode, dtype, relative in (("auto", tf.float64, 1e-10), ("analytic", tf.float32, 2e-6)):
+        found, slopes = evaluate(loss, y, z, mode, dtype)
+        np.testing.assert_allclose(found, value, rtol=relative, atol=relative)
+        assert (np.linalg.norm(slopes - gradient, axis=1) <= relative * size).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threshold_where_classes_leave_one_after_the_other(name):
+    """Gaps that shrink geometrically let steps drop few classes at a time; the probabilities still sum to 1, in a graph and under XLA."""
+    loss, z = losses.find(name)(), np.concatenate([[0.0], -1 + 2.0 ** -np.arange(1, 40), [-np.inf]])[np.newaxis].astype(np.float32)
+    function = tf.function(lambda y, p: loss.value_and_vjp(y, p)[1](tf.ones([1])))
+    compiled = tf.function(lambda y, p: loss.value_and_vjp(y, p)[1](tf.ones([1])), jit_compile=True)
+    expected = evaluate(loss, [40], z, "auto", tf.float64)[1]
+    for way in (function, compiled):
+        gradient = way(tf.constant([40]), tf.constant(z)).numpy()
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+        assert gradient[0, :40].sum() == pytest.approx(1, rel=1e-6)
