@@ -5,6 +5,7 @@ sum(dy * value).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -99,7 +100,7 @@ def _by_digits(batch: Batch) -> Truth:
     with mpmath.workdps(DIGITS):
         rows = [unit.derivatives() for unit in units]
     value, low, high = (np.array([row[i] for row in rows], np.float64) for i in range(3))
-    return Truth(f"{DIGITS}-digit arithmetic", value, low, high, lambda i: units[i].condition())
+    return Truth(f"{DIGITS}-digit arithmetic", value, low, high, functools.cache(lambda i: units[i].condition()))
 
 
 class _Unit:
