@@ -15,7 +15,8 @@ from losses.proof.judging import Check, Outcome, judge, outcome, unequal
 from losses.proof.oracle import Batch, Truth, truth
 from losses.proof.sampling import edges
 
-_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max) / 16  # a mean sums before it divides
+_SMALLEST = float(np.finfo(np.float32).tiny)
 _COARSE = 1e-3  # of an example's size; how many ulp is asked elsewhere
 _LAST = 64 * 2.0**-24  # times the condition number, where one is large
 _MOST_CONDITIONS = 8  # that are worth their time
@@ -77,24 +78,27 @@ def _at_edges(loss: Loss, mode: str, rng: np.random.Generator, cases: list[_Case
                 found = f"value {value[unit]:.6g}, gradient {own[unit, column]:.6g}"
                 return "fails", f"NaN for finite inputs, {name}, {dtype.name}: {found} at {batch.describe(unit, column)}"
             if dtype == tf.float32:
-                problem = _against(known, value, own, name, with_gradient=mode == "analytic" or loss.contract != "surrogate")
+                problem = _against(batch, known, value, own, name, with_gradient=mode == "analytic" or loss.contract != "surrogate")
                 if problem:
                     return "fails", problem
     return "holds", f"{len(cases)} batches against {', '.join(dict.fromkeys(known.by for _, _, known in cases))}"
 
 
-def _against(known: Truth, value: np.ndarray, own: np.ndarray, name: str, with_gradient: bool) -> str:
+def _against(batch: Batch, known: Truth, value: np.ndarray, own: np.ndarray, name: str, with_gradient: bool) -> str:
     """What is wrong with a float32 result, coarsely; empty where the truth is unknown or beyond float32."""
     with np.errstate(all="ignore"):
-        expected = np.where(np.isfinite(known.value) & (np.abs(known.value) < 0.99 * _LARGEST), known.value, value)
+        expected = np.where(np.isfinite(known.value) & (np.abs(known.value) < _LARGEST), known.value, value)
         allowed = _COARSE * np.abs(expected) + _SMALLEST
+        # Where the truth is 0 it has no condition number: what the predictions' last places may do counts.
+        allowed += np.where(expected == 0, _LAST * np.abs(batch.flat(batch.y_pred)).max(axis=1, initial=0), 0)
         for unit in np.flatnonzero(np.abs(value - expected) > allowed)[:_MOST_CONDITIONS]:
-            allowed[unit] += _LAST * known.condition(int(unit))[0] * np.abs(expected[unit])
+            # To second order: a square near 0 is nothing else.
+            allowed[unit] += ((1 + _LAST * known.condition(int(unit))[0]) ** 2 - 1) * np.abs(expected[unit])
         problem = unequal(value, expected, allowed, f"the value, {name}, example")
         if problem or not with_gradient:
             return problem
         size = np.maximum(sizes(known.low), sizes(known.high))
-        fits = np.isfinite(known.low) & np.isfinite(known.high) & (size < 0.99 * _LARGEST)
+        fits = np.isfinite(known.low) & np.isfinite(known.high) & (size < _LARGEST)
         expected = np.where(fits, np.clip(own, known.low, known.high), own)
         allowed = (_COARSE * np.where(fits, size, 0) + _SMALLEST) * np.ones_like(own)
         for unit in np.flatnonzero((np.abs(own - expected) > allowed).any(axis=1))[:_MOST_CONDITIONS]:

@@ -17,7 +17,8 @@ NUM = 16  # examples
 def draw(loss: Loss, rng: np.random.Generator, num: int = NUM, scale: float = 1.0) -> tuple[Tensors, Tensors]:
     """Sampled targets and predictions, float64 and exact in float32, so that every precision gets the same ones."""
     low, high = loss.magnitudes
-    y_true, y_pred = sample(loss, rng, num, min(max(scale, low), high))
+    # What is drawn is up to 10 ** 0.5 times smaller or larger.
+    y_true, y_pred = sample(loss, rng, num, min(max(scale, low * 10**0.5), high / 10**0.5))
     return narrowed(y_true), narrowed(y_pred)
 
 

@@ -17,6 +17,7 @@ from losses.proof.second import hessian_times
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 _NUM_PANELS = 16
 _NUM_ZOOMS = 5  # into the worst panel: a kink ends up in one small panel, a steep bend is resolved, a wrong gradient is wrong in all
+_LARGEST = 1e250  # a value whose products with gradients and displacements stay finite
 _INTEGRAL = 1e-5  # of the integral of the gradient's magnitude; an error of 0.1% must show
 _EPS = 2.0**-52
 _EXACT = 1e-9  # of float64
@@ -122,7 +123,8 @@ def _panels(
         # A border is known to a last place of the predictions only; the gradient tells what that does to the value.
         rounding = (np.abs(gradients) * np.abs(batch.flat(batch.y_pred))).sum(axis=-1).reshape(nodes.shape).max(axis=1)
         noise = 64 * _EPS * (np.abs(values[1:]) + np.abs(values[:-1]) + rounding)
-        return integral, np.diff(values, axis=0), _INTEGRAL * magnitude + noise
+        fits = np.maximum(np.abs(values[1:]), np.abs(values[:-1])) < _LARGEST
+        return integral, np.where(fits, np.diff(values, axis=0), np.nan), _INTEGRAL * magnitude + noise
 
 
 def _symmetric(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:

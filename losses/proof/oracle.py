@@ -22,6 +22,7 @@ _CHANGE = mpmath.mpf(10) ** -20  # relative, of the inputs, for condition number
 _FEW = 12  # inputs that are changed one at a time
 _LOST = mpmath.mpf(10) ** -20  # relative error of a slope from which on it is not known
 _NOTHING = mpmath.mpf(10) ** -330  # absolute error that no dtype shows
+_JUMP = 1e-3  # relative change of a gradient by the last place of float32
 _KINK = 1e-6  # relative difference of the one-sided slopes from which on they are two
 
 
@@ -245,6 +246,11 @@ def _float64(batch: Batch) -> Truth:
         return batch.values(value), batch.flat(gradient)
 
     value, gradient = at(batch.y_true, batch.y_pred)
+    low, high = gradient, gradient
+    for way in (-1, 1):  # at a jump, such as a clip's edge that float32 can't hold, either side is right
+        _, beside = at(batch.y_true, tf.nest.map_structure(functools.partial(np.multiply, 1 + way * 2.0**-23), batch.y_pred))
+        jumps = np.abs(beside - gradient) > _JUMP * np.maximum(np.abs(beside), np.abs(gradient))
+        low, high = np.where(jumps, np.minimum(low, beside), low), np.where(jumps, np.maximum(high, beside), high)
     spreads: list[tuple[np.ndarray, np.ndarray]] = []
 
     def condition(unit: int) -> tuple[float, np.ndarray]:
@@ -253,7 +259,7 @@ def _float64(batch: Batch) -> Truth:
         of_value, of_gradient = spreads[0]
         return float(of_value[unit]), of_gradient[unit]
 
-    return Truth("its own formula in float64", value, gradient, gradient, condition)
+    return Truth("its own formula in float64", value, low, high, condition)
 
 
 def _spread(batch: Batch, at: Callable[..., tuple[np.ndarray, np.ndarray]], value: np.ndarray, gradient: np.ndarray) -> tuple:

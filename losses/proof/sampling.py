@@ -63,6 +63,7 @@ def edges(loss: Loss) -> list[tuple[Tensors, Tensors]]:
     batches.append((y_true, p))
     if {"real", "logits"} & set(loss.targets):
         batches.append((p[:, : y_true.shape[-1]].copy(), p))  # ties
+        batches.append((np.zeros_like(y_true), p))  # a residual of exactly a hyperparameter
     return batches
 
 

@@ -10,6 +10,8 @@ import losses
 from losses.base import Loss
 from losses.mse import MSE
 from losses.proof import differences, start
+from losses.proof.batches import draw
+from losses.proof.evaluation import cast
 
 
 def data(num=16, dim=5, dtype=tf.float32):
@@ -110,13 +112,11 @@ def test_message_shows_where():
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64], ids=lambda dtype: dtype.name)
 def test_right_gradient_passes_in_every_dtype(dtype):
-    for name in losses.names():
+    for name in ("mse", "quantile", "gaussian_nll", "softmax_crossentropy", "cubic", "triplet", "arcface"):
         loss = losses.find(name)()
-        rng = np.random.default_rng(1)
-        for num, dim in [(16, 4), (1, 1)]:
-            y = rng.integers(0, dim, num) if "classes" in loss.targets else rng.integers(0, 2, (num, dim)).astype(np.float32)
-            p = tf.constant(rng.normal(size=(num, dim * loss.outputs_per_target)), dtype)
-            report = start.verify(loss, y, p, seed=num)
+        for num in (16, 1):
+            y, p = draw(loss, np.random.default_rng(1), num)
+            report = start.verify(loss, cast(y, tf.float32), cast(p, dtype), seed=num)
             assert report.ok, report.message
 
 
