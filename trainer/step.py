@@ -118,7 +118,9 @@ def _gradients(learner: Learner, batch: Arrays, batch_size: int) -> tuple[list[t
         regularization = tf.add_n(learner.model.losses) / learner.num_replicas if learner.model.losses else tf.constant(0.0)
         total += regularization
     gradients = tape.gradient(total, learner.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients], [total, regularization]
+    # A host function leaves shapes open.
+    shaped = [tf.ensure_shape(tf.convert_to_tensor(g), w.shape) for g, w in zip(gradients, learner.weights, strict=True)]
+    return [tf.cast(g, tf.float32) for g in shaped], [total, regularization]
 
 
 def _replica_gradients(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int) -> tuple[list, list]:

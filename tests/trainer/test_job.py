@@ -210,6 +210,7 @@ def test_what_a_strategy_cannot_do_is_refused(tmp_path):
         train(tmp_path / "d", "strategy=cpu_sim", "strategy.num_devices=3")
 
 
+@pytest.mark.slow
 def test_the_rule_of_compile(tmp_path):
     for name, overrides, expected in [
         ("dense", [], "chunk"),
