@@ -13,12 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, LossError
-from losses.proof import accuracy, adversarial, meaning, multiplier, mutants, page, start, structure
-from losses.proof.evaluation import cast
+from losses.proof import accuracy, adversarial, meaning, multiplier, mutants, page, structure
 from losses.proof.finding import Finding
-from losses.proof.sampling import sample
 
 _SECTIONS = {
+    "contract": meaning.contract,
     "accuracy": accuracy.examine,
     "adversarial inputs": adversarial.examine,
     "dy": multiplier.examine,
@@ -85,7 +84,7 @@ def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
     started = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # another process; TensorFlow takes seconds to start there
         reloaded = beside.submit(structure.reload, loss)
-        findings = [_differences(loss, seed)]
+        findings: list[Finding] = []
         for name, examine in _SECTIONS.items():
             findings += _findings(name, examine, loss, seed)
         caught = mutants.score(loss, np.random.default_rng(seed)) if mutations and "analytic" in loss.modes else []
@@ -101,16 +100,6 @@ def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
         mutants=tuple(caught),
         seconds=time.monotonic() - started,
     )
-
-
-def _differences(loss: Loss, seed: int) -> Finding:
-    """The proof that training starts with, on sampled examples."""
-    y_true, y_pred = sample(loss, np.random.default_rng(seed), 32, 1.0)
-    report = start.verify(loss, cast(y_true, tf.float32), cast(y_pred, tf.float32), seed)
-    verdict = "fails" if not report.ok else "holds" if report.num_checked or "analytic" not in loss.modes else "inconclusive"
-    message = f"{report.message}. {report.auto_message}" if report.auto_message else report.message
-    data = {"num_checked": report.num_checked, "num_inconclusive": report.num_inconclusive, "max_error": report.max_error}
-    return Finding("accuracy", "gradient against differences", verdict, message, data=data)
 
 
 def _findings(name: str, examine: Any, loss: Loss, seed: int) -> Iterable[Finding]:
