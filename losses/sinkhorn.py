@@ -56,6 +56,10 @@ class Sinkhorn(Loss):
         self.require("num_iterations", "a whole number > 0", lambda num: num > 0 and num == int(num))
         self.require("tolerance", "a number >= 0", lambda tolerance: 0 <= tolerance < float("inf"))
 
+    @property
+    def relative_error(self) -> float:  # type: ignore[override]  # depends on a hyperparameter
+        return self.tolerance
+
     def output_shape(self, target_shape: tuple[int, ...], num_classes: int | None) -> tuple[int | None, ...]:
         return target_shape
 
@@ -82,14 +86,26 @@ class Sinkhorn(Loss):
         return (tf.cast(~self._solve(self._costs(y_true, y_pred))[2], y_pred.dtype),)
 
     def reference(self, y_true: list, y_pred: list) -> Any:
-        epsilon, n, m = mpmath.mpf(self.epsilon), len(y_pred), len(y_true)
-        kernel = [[mpmath.exp(-sum((a - b) ** 2 for a, b in zip(p, y, strict=True)) / epsilon) for y in y_true] for p in y_pred]
-        columns, v, change = list(zip(*kernel, strict=True)), [mpmath.mpf(1)] * m, mpmath.mpf(1)
-        while change > mpmath.mpf(10) ** (-mpmath.mp.dps // 2):  # of the potentials, whose square is missing in the value
+        n, m = len(y_pred), len(y_true)
+        costs = [[sum((a - b) ** 2 for a, b in zip(p, y, strict=True)) / mpmath.mpf(self.epsilon) for y in y_true] for p in y_pred]
+        kernel = [[mpmath.exp(-cost) for cost in row] for row in costs]
+        columns, v = list(zip(*kernel, strict=True)), [mpmath.mpf(1)] * m
+        for _ in range(20):  # near enough for Newton's method
             u = [m / mpmath.fdot(row, v) for row in kernel]
-            before, v = v, [n / mpmath.fdot(column, u) for column in columns]
-            change = max(abs(new / old - 1) for new, old in zip(v, before, strict=True))
-        return epsilon * (sum(map(mpmath.log, u)) / n + sum(map(mpmath.log, v)) / m)
+            v = [n / mpmath.fdot(column, u) for column in columns]
+        for _ in range(20):
+            # n m P, whose row sums must be m and column sums n; one of the potentials is free.
+            plan = mpmath.matrix([[a * k * b for k, b in zip(row, v, strict=True)] for a, row in zip(u, kernel, strict=True)])
+            rows, sums = [mpmath.fsum(plan[i, :]) for i in range(n)], [mpmath.fsum(plan[:, j]) for j in range(m)]
+            hessian = mpmath.diag(rows + sums[1:])
+            hessian[:n, n:], hessian[n:, :n] = plan[:, 1:], plan[:, 1:].T
+            missing = [m - row for row in rows] + [n - column for column in sums[1:]]
+            change = mpmath.lu_solve(hessian, mpmath.matrix(missing))
+            u = [a * mpmath.exp(d) for a, d in zip(u, change[:n], strict=True)]
+            v = [v[0]] + [b * mpmath.exp(d) for b, d in zip(v[1:], change[n:], strict=True)]
+            if max(map(abs, change)) < mpmath.mpf(10) ** (-mpmath.mp.dps // 2):  # its square is missing in the value
+                return mpmath.mpf(self.epsilon) * (sum(map(mpmath.log, u)) / n + sum(map(mpmath.log, v)) / m)
+        return mpmath.nan
 
     def sample(self, rng: np.random.Generator, num_examples: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
         """Clouds of 3 and 4 points in two dimensions; every third is nearly a part of its target."""
@@ -116,8 +132,14 @@ class Sinkhorn(Loss):
         """Potentials f / epsilon [batch, n], g / epsilon [batch, m], and whether they have converged, [batch]."""
 
         def soft_minimum(potential: tf.Tensor, axis: int) -> tf.Tensor:
-            exponents = tf.expand_dims(potential, 3 - axis) - costs
-            return tf.math.log(tf.cast(tf.shape(costs)[axis], costs.dtype)) - tf.reduce_logsumexp(exponents, axis=axis)
+            """-log(mean(e^(potential - costs))), right too where costs are so small that e^-cost rounds to 1."""
+            left = costs - tf.expand_dims(potential, 3 - axis)
+            least = tf.stop_gradient(tf.reduce_min(left, axis=axis, keepdims=True))
+            powers = tf.math.expm1(least - left)
+            mean = tf.reduce_mean(powers, axis=axis)
+            near = mean > -0.5
+            logarithm = tf.where(near, tf.math.log1p(tf.where(near, mean, 0.0)), tf.math.log(tf.reduce_mean(powers + 1, axis=axis)))
+            return tf.squeeze(least, axis) - logarithm
 
         def step(k: tf.Tensor, f: tf.Tensor, g: tf.Tensor, converged: tf.Tensor) -> tuple:
             new_f = soft_minimum(g, axis=2)

@@ -23,6 +23,7 @@ _FORMATS = {
 }
 # Judged are truths in float32's range, and of narrower dtypes in theirs, away from its ends by the number of elements that a mean sums.
 _MARGIN = 16.0
+_ULP = 8.0  # in float32
 _STRUCTURED = 1e-5  # of an example's norm, in float32
 _WIDE = 4096.0  # ulp in float64: 1e-12
 _HALF = 2.0  # ulp of a result that was computed in float32 and rounded once
@@ -256,11 +257,8 @@ def _judge(
 
 def _limit(loss: Loss, dtype: str) -> float:
     """Errors allowed, in ulp times (1 + the condition number)."""
-    if dtype == "float64":
-        return _WIDE
-    if dtype != "float32":
-        return _HALF
-    return max(loss.max_ulp, _STRUCTURED * 2.0**23) if loss.structured else loss.max_ulp
+    limit = {"float64": _WIDE, "float32": max(_ULP, loss.structured * _STRUCTURED * 2.0**23)}.get(dtype, _HALF)
+    return max(limit, loss.relative_error * 2.0 ** (_FORMATS[dtype][0] - 1))
 
 
 def _beyond(

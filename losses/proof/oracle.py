@@ -249,7 +249,8 @@ def _float64(batch: Batch) -> Truth:
     low, high = gradient, gradient
     for way in (-1, 1):  # at a jump, such as a clip's edge that float32 can't hold, either side is right
         _, beside = at(batch.y_true, tf.nest.map_structure(functools.partial(np.multiply, 1 + way * 2.0**-23), batch.y_pred))
-        jumps = np.abs(beside - gradient) > _JUMP * np.maximum(np.abs(beside), np.abs(gradient))
+        with np.errstate(invalid="ignore"):
+            jumps = np.abs(beside - gradient) > _JUMP * np.maximum(np.abs(beside), np.abs(gradient))
         low, high = np.where(jumps, np.minimum(low, beside), low), np.where(jumps, np.maximum(high, beside), high)
     spreads: list[tuple[np.ndarray, np.ndarray]] = []
 
