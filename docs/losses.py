@@ -40,7 +40,7 @@ def read() -> list[tuple[str, ...]]:
     """Name, contract and verdict of every loss, as the page has them."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line]
     places = [HEADERS.index(header) for header in _COMPARED]
-    return [tuple(row[place].strip("`") for place in places) for row in rows[2:]]
+    return [tuple(row[place] for place in places) for row in rows[2:]]
 
 
 def main() -> int:
