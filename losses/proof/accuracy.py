@@ -66,7 +66,7 @@ class _Inputs:
 class _Errors:
     """Of every unit (rows) and entry (columns; one where the unit is looked at as a whole)."""
 
-    ulp: np.ndarray  # NaN where the truth is unknown or no normal number of the dtype
+    ulp: np.ndarray  # NaN where the truth is unknown or no normal number of the dtype; infinite where only the truth is finite
     nan: np.ndarray
     inf: np.ndarray  # though the truth is not
     zero: np.ndarray  # though the truth is not
@@ -188,10 +188,11 @@ def _measure(found: np.ndarray, low: np.ndarray, high: np.ndarray, dtype: str, s
     inf = known & np.isinf(found) & (size <= largest)
     off = np.maximum(0, np.maximum(low - found, found - high))
     off = np.where(off > smallest, off, 0.0)  # parts of a sum that are no normal numbers are flushed to zero
+    off = np.where(np.isfinite(found), off, np.inf)
     if structured:
         norm = _norm(np.where(known, size, 0))[:, np.newaxis]
         fits = known.all(axis=1, keepdims=True) & (norm >= smallest) & (norm <= largest)
-        ulp = _norm(np.where(np.isfinite(off), off, np.inf))[:, np.newaxis] / norm * 2.0 ** (bits - 1)
+        ulp = _norm(off)[:, np.newaxis] / norm * 2.0 ** (bits - 1)
         zero = fits & ~found.any(axis=1, keepdims=True) & ((low > smallest) | (high < -smallest)).any(axis=1, keepdims=True)
         nan, inf = (flag.any(axis=1, keepdims=True) for flag in (nan, inf))
     else:
@@ -240,7 +241,8 @@ def _judge(
     check = f"{what} in {dtype}"
     unknown = int((np.isnan(low) & inside).sum()) if inside.any() else 0
     if unknown > 0.5 * low[inside[:, 0]].size:
-        return Finding("accuracy", check, "inconclusive", f"the truth is unknown at {unknown} of {low[inside[:, 0]].size}", mode, data)
+        verdict = "inconclusive" if mode == judged else "excepted"
+        return Finding("accuracy", check, verdict, f"the truth is unknown at {unknown} of {low[inside[:, 0]].size}", mode, data)
     own = inputs.by.startswith("its own") and what == "gradient" and (dtype, mode) == ("float64", judged)
     if own:
         return Finding("accuracy", check, "excepted", "it has no reference in mpmath: differences are its judge", mode, data)
@@ -288,7 +290,8 @@ def _map(exponents: np.ndarray, errors: _Errors, inside: np.ndarray) -> dict[str
     known = errors.ulp[inside & np.isfinite(errors.ulp)]
     data |= {"max_inside": float(known.max(initial=0.0)), "p99_inside": float(np.quantile(known, 0.99)) if known.size else 0.0}
     num = max(1, int(np.broadcast_to(inside, errors.nan.shape).sum()))
-    return data | {f"{name}_share": float((getattr(errors, name) & inside).sum() / num) for name in ("nan", "inf", "zero")}
+    kinds = {"nan": errors.nan, "inf": errors.inf, "zero": errors.zero, "bad": errors.bad}  # a unit as a whole can be of several
+    return data | {f"{name}_share": float((flags & inside).sum() / num) for name, flags in kinds.items()}
 
 
 def _summary(wrong: np.ndarray, errors: _Errors) -> str:
@@ -323,8 +326,9 @@ def _describe(
 
     expected = known.value[i] if what == "value" else known.low[i, column]
     parts = [f"{_named(mode)} gives {entry(found[dtype, mode]):.9g}", f"{known.by} {expected:.9g}"]
-    if np.isfinite(errors.ulp[row].max()):
-        parts[0] += f" ({np.nanmax(errors.ulp[row]):.3g} ulp off)"
+    ulp = errors.ulp[row, column if errors.ulp.shape[1] > 1 else 0]
+    if np.isfinite(ulp):
+        parts[0] += f" ({ulp:.3g} ulp off)"
     parts += [f"{_named(other)} {entry(found[d, other]):.9g}" for d, other in found if d == dtype and other != mode]
     if what == "gradient" and not batch.together and batch.loss.contract != "surrogate":
         derivative, error = _difference(batch, i, int(column))
