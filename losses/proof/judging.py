@@ -15,7 +15,8 @@ Check = Callable[[Loss, str, np.random.Generator], Outcome]
 def judge(loss: Loss, section: str, checks: Mapping[str, Check], rng: np.random.Generator) -> list[Finding]:
     """Every check in every mode of a loss; one that raises has failed.
 
-    Where a loss has a gradient of its own, that one decides: what only gradient=auto gets wrong is told, with the verdict "excepted".
+    Where a loss has a gradient of its own, that one decides: what only gradient=auto gets wrong, or leaves undecided, is told, with
+    the verdict "excepted".
     """
     findings = []
     for mode in loss.modes:
@@ -24,8 +25,9 @@ def judge(loss: Loss, section: str, checks: Mapping[str, Check], rng: np.random.
                 verdict, message = check(loss, mode, rng)
             except (LossError, ValueError, TypeError, tf.errors.OpError) as error:
                 verdict, message = "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if verdict == "fails" and mode == "auto" and "analytic" in loss.modes:
-                verdict, message = "excepted", f"gradient=auto is wrong, the analytic gradient decides: {message}"
+            if verdict in ("fails", "inconclusive") and mode == "auto" and "analytic" in loss.modes:
+                what = "wrong" if verdict == "fails" else "undecided"
+                verdict, message = "excepted", f"gradient=auto is {what}, the analytic gradient decides: {message}"
             elif verdict == "fails":
                 message = f"loss {loss.name}, gradient={mode}: {message}"
             findings.append(Finding(section, name, verdict, message, mode))

@@ -34,12 +34,7 @@ td.message { overflow-wrap: anywhere }
 
 def html(report: Report) -> str:
     """The page."""
-    failures = report.failures
-    missed = [name for name, caught in report.mutants if caught is None]
-    verdict = (
-        "Everything holds." if report.ok else f"{len(failures)} checks fail." + (f" Not caught: {', '.join(missed)}." if missed else "")
-    )
-    first = f"<p>{_text(failures[0].message)}</p>" if failures else ""
+    first = "".join(f"<p>{_text(finding.message)}</p>" for finding in [*report.failures, *report.undecided][:1])
     settings = ", ".join(f"{name}={value}" for name, value in report.hyperparameters.items()) or "no hyperparameters"
     score = f"{report.num_caught} of {len(report.mutants)} wrong variants of the gradient were caught" if report.mutants else ""
     charts = "".join(_chart(report, dtype) for dtype in _DTYPES)
@@ -49,7 +44,7 @@ def html(report: Report) -> str:
 <h1>Gradient check: {_text(report.loss)}</h1>
 <div class="quiet">contract {_text(report.contract)}, second order {_text(report.second_order)}, modes {_text(" and ".join(report.modes))};
 {_text(settings)}; answers for magnitudes {report.magnitudes[0]:g} to {report.magnitudes[1]:g}; {report.seconds:.1f} s</div>
-<div class="verdict {"ok" if report.ok else "bad"}">{_text(verdict)}</div>{first}
+<div class="verdict {"ok" if report.ok else "bad"}">{_text(_verdict(report))}</div>{first}
 <ul>{"".join(f"<li>{_text(line)}</li>" for line in _summary(report))}</ul>
 <h2>How far off the gradient is, over magnitudes</h2>
 <p class="quiet">The largest error among the examples of each magnitude of the inputs, in units in the last place (ulp), each input as the
@@ -61,6 +56,13 @@ magnitudes that the loss answers for. Dashed: the limit, before the condition nu
 {_mutants(report, score)}
 </body></html>
 """
+
+
+def _verdict(report: Report) -> str:
+    wrong = {"fail": report.failures, "are inconclusive": report.undecided}
+    said = [f"{len(found)} checks {what}." for what, found in wrong.items() if found]
+    said += [f"Not caught: {', '.join(report.missed)}."] if report.missed else []
+    return " ".join(said) or "Everything holds."
 
 
 def _summary(report: Report) -> list[str]:

@@ -1,11 +1,13 @@
 """A complete check of one loss, and its report."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
+import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,23 @@ class Report:
         return [finding for finding in self.findings if finding.verdict == "fails"]
 
     @property
+    def undecided(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict == "inconclusive"]
+
+    @property
+    def missed(self) -> list[str]:
+        """The mutants that no check caught."""
+        return [name for name, caught_by in self.mutants if caught_by is None]
+
+    @property
+    def verdict(self) -> str:
+        """holds, fails or inconclusive, of all findings and mutants together."""
+        return "fails" if self.failures or self.missed else "inconclusive" if self.undecided else "holds"
+
+    @property
     def ok(self) -> bool:
-        """Whether everything holds, and every mutant was caught."""
-        return not self.failures and all(caught for _, caught in self.mutants)
+        """Whether everything holds: nothing fails or is inconclusive, and every mutant was caught."""
+        return self.verdict == "holds"
 
     @property
     def num_caught(self) -> int:
@@ -60,7 +76,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain numbers; what is not finite as the strings "NaN", "inf" and "-inf"."""
-        return _plain(dataclasses.asdict(self) | {"ok": self.ok})
+        return _plain(dataclasses.asdict(self) | {"ok": self.ok, "verdict": self.verdict})
 
     def save(self, folder: Path) -> None:
         """Writes gradcheck.json, and gradcheck.html to look at."""
@@ -82,7 +98,8 @@ def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
         The report; `ok` only when everything holds.
     """
     started = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:  # another process; TensorFlow takes seconds to start there
+    # Beside: another process; TensorFlow takes seconds to start there.
+    with _no_advice_on_retracing(), concurrent.futures.ThreadPoolExecutor(1) as beside:
         reloaded = beside.submit(structure.reload, loss)
         findings: list[Finding] = []
         for name, examine in _SECTIONS.items():
@@ -100,6 +117,21 @@ def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
         mutants=tuple(caught),
         seconds=time.monotonic() - started,
     )
+
+
+@contextlib.contextmanager
+def _no_advice_on_retracing() -> Iterator[None]:
+    """Inputs of many shapes are meant here; that a loss retraces without need is a check of its own."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "retracing" not in record.getMessage()
+
+    logger = tf.get_logger()
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _findings(name: str, examine: Any, loss: Loss, seed: int) -> Iterable[Finding]:

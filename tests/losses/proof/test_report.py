@@ -1,0 +1,60 @@
+"""The report of a complete check: its verdict, its file, its page."""
+
+import json
+import re
+
+import pytest
+
+import losses
+from losses.mse import MSE
+from losses.proof.finding import Finding
+from losses.proof.report import Report
+
+
+def report(*verdicts, mutants=()):
+    findings = tuple(Finding("meaning", f"check {n}", verdict, f"said {n}") for n, verdict in enumerate(verdicts))
+    return Report("mse", {}, "exact", "auto", ("auto", "analytic"), (1e-6, 1e6), findings, tuple(mutants), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "said"),
+    [
+        (report("holds", "excepted"), "holds", "Everything holds."),
+        (report("holds", "inconclusive"), "inconclusive", "1 checks are inconclusive."),
+        (report("fails", "inconclusive"), "fails", "1 checks fail. 1 checks are inconclusive."),
+        (report("holds", mutants=[("sign", "dy"), ("factor 2", None)]), "fails", "Not caught: factor 2."),
+        (report("holds", mutants=[("sign", "dy")]), "holds", "Everything holds."),
+    ],
+)
+def test_only_what_holds_is_ok(tmp_path, found, verdict, said):
+    assert (found.verdict, found.ok) == (verdict, verdict == "holds")
+    found.save(tmp_path)
+    saved = json.loads((tmp_path / "gradcheck.json").read_text())
+    assert (saved["verdict"], saved["ok"]) == (verdict, verdict == "holds")
+    assert said in (tmp_path / "gradcheck.html").read_text()
+
+
+class Wrong(MSE):
+    def gradient(self, y_true, y_pred):
+        return 1.001 * super().gradient(y_true, y_pred)
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_is_on_the_page(tmp_path):
+    found = losses.check(Wrong())
+    assert found.verdict == "fails"
+    assert {finding.section for finding in found.failures} >= {"contract", "accuracy", "meaning"}
+    found.save(tmp_path)
+    html = (tmp_path / "gradcheck.html").read_text()
+    assert "1.001 times what it should be" in html
+    assert html.count("<svg") == 4  # a map for every dtype
+    assert "analytic" in html
+    assert "the tape" in html
+    assert not re.search(r"<(?:script|link|img)|url\(|@import", html), "the page needs nothing beside it"
+
+
+@pytest.mark.slow
+def test_a_name_stands_for_the_loss(tmp_path):
+    found = losses.check("mse", mutations=True)
+    assert found.ok
+    assert found.num_caught == len(found.mutants) >= 10
