@@ -15,6 +15,7 @@ from rich.table import Table
 
 from trainer.errors import ConfigError
 from trainer.errors import report as report_error
+from trainer.silence import quiet
 
 _COLORS = {"holds": "green", "fails": "bold red", "inconclusive": "yellow", "excepted": "dim"}
 _FOLDER = "outputs/gradcheck"
@@ -34,10 +35,12 @@ def run(arguments: Sequence[str]) -> int:
 
     trust.check_packages()
     job = config.load(options.overrides, Path(options.config_dir) if options.config_dir is not None else None)
-    from losses.base import LossError
-    from losses.proof.report import check
-    from trainer import build
+    with quiet():
+        from losses.base import LossError
+        from losses.proof.report import check
+        from trainer import build
 
+        build.devices()  # looks for GPUs
     try:
         report = check(build.build_loss(job), options.seed, options.mutants)
     except LossError as error:
@@ -97,7 +100,7 @@ def _in_process(name: str, folder: Path, mutations: bool, seed: int) -> dict[str
         lines = done.stderr.strip().splitlines() or [f"ended with exit status {done.returncode}"]
         raise ConfigError(f"loss={name} could not be checked: {lines[-1]}")
     result = json.loads(path.read_text(encoding="utf-8"))
-    print(f"{name}: {'holds' if result['ok'] else 'FAILS'} ({result['seconds']:.0f} s)", file=sys.stderr)
+    print(f"{name}: {result['verdict']} ({result['seconds']:.0f} s)", file=sys.stderr)
     return dict(result)
 
 
@@ -108,8 +111,8 @@ def columns(result: dict[str, Any]) -> list[str]:
         found = _map(result, mode)
         if not found:
             return "none"
-        broken = sum(found[f"{kind}_share"] for kind in ("nan", "inf", "zero"))
-        return f"{found['worst']:.2g}" + (f", {broken:.0%} NaN, inf or 0" if broken >= 0.005 else "")
+        bad = found["bad_share"]
+        return f"{found['worst']:.2g}" + (f", {bad:.0%} NaN, inf or 0" if bad >= 0.005 else "")
 
     caught = sum(by is not None for _, by in result["mutants"])
     return [
@@ -120,7 +123,7 @@ def columns(result: dict[str, Any]) -> list[str]:
         cell("usual"),
         f"{caught} of {len(result['mutants'])}" if result["mutants"] else "",
         f"{result['seconds']:.0f}",
-        "holds" if result["ok"] else "fails",
+        result["verdict"],
     ]
 
 
@@ -137,7 +140,7 @@ def print_catalogue(results: Sequence[dict[str, Any]]) -> None:
     console.print(table)
     for result in results:
         for finding in result["findings"]:
-            if finding["verdict"] == "fails":
+            if finding["verdict"] in ("fails", "inconclusive"):
                 console.print(f"[bold red]{result['loss']}[/]: {finding['check']}:", markup=True, end=" ")
                 console.print(finding["message"], markup=False, highlight=False)
 

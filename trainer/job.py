@@ -1,10 +1,5 @@
 """One run, from start to end, around the training itself: its directory, its status, whether it may go on. Imports no TensorFlow."""
 
-import contextlib
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,6 +10,7 @@ from trainer.errors import CheckpointError, ConfigError, UserError, describe
 from trainer.progress import say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
+from trainer.silence import quiet
 
 
 def run(job: Job) -> int:
@@ -81,34 +77,9 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
     # TensorFlow is imported here and not above: nothing that is refused before this line has to wait for it.
-    with _quiet():
+    with quiet():
         from trainer import build, training
 
         placement = build.build_placement(schema.section(schema.Strategy, job.config.strategy))
         run.write("environment.json", rundir.environment(build.devices()))
     return training.train(job, run, resume, placement, signals)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what TensorFlow's native code writes to stderr while it starts, which no log level of its own silences.
-
-    It is shown if the start fails, or if TF_CPP_MIN_LOG_LEVEL is 0 or 1.
-    """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1") or sys.stderr is None:
-        yield
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    shown = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(shown, kept.read())
-            raise
-        finally:
-            os.dup2(shown, 2)
-            os.close(shown)
