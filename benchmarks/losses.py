@@ -91,7 +91,8 @@ def calls(name: str, way: str, modes: list[str] | None = None) -> dict[str, Call
     import tensorflow as tf
 
     import losses
-    from losses.base import map_entries, per_example
+    from losses.base import map_entries
+    from losses.modes import per_example
     from losses.proof.evaluation import cast
 
     case, rng = CASES[name], np.random.default_rng(0)

@@ -17,6 +17,7 @@ _MACHINERY = {
     "features",
     "keras_loss",
     "logistic",
+    "modes",
     "proof",
     "ranks",
     "softmax",

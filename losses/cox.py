@@ -45,8 +45,8 @@ class Cox(Loss):
         order, _, event, ends = _ordered(y_true, mask)
         return _restored(_value(tf.gather(y_pred[:, 0], order), event, ends)[0], order)
 
-    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, Callable]:  # type: ignore[override]
-        order, group, event, ends = _ordered(y_true, mask)
+    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        order, group, event, ends = _ordered(y_true, mask.get("mask"))
         eta = tf.gather(y_pred[:, 0], order)
         value, largest, others = _value(eta, event, ends)
 

@@ -58,7 +58,7 @@ class EnsembleCRPS(Loss):
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return self._score(tf.reshape(y_true, [-1, 1]), tf.sort(y_pred, axis=-1))
 
-    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:  # type: ignore[override]  # not coupled: no mask
+    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         y = tf.reshape(y_true, [-1, 1])
         num = tf.shape(y_pred)[-1]
         descending, order = tf.math.top_k(-y_pred, num)

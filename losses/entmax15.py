@@ -48,7 +48,7 @@ class Entmax15(Loss):
         tau, root = _roots(x)
         return _divergence(x, t, tau, root, (1 - t) * root)
 
-    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:  # type: ignore[override]  # not coupled: no mask
+    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         x, t = sparse.behind(y_pred) / 2, softmax.class_weights(y_true, y_pred)
         tau, root = sparse.above_threshold(x, _newton)
         others = (1 - t) * root

@@ -7,9 +7,10 @@ import keras
 import tensorflow as tf
 
 import losses
-from losses.base import Loss, LossError, per_example
+from losses.base import Loss, LossError
+from losses.modes import per_example
 
-_BY_HAND = "write the training loop by hand around losses.base.per_example(loss, mode, y_true, y_pred, mask)"
+_BY_HAND = "write the training loop by hand around losses.modes.per_example(loss, mode, y_true, y_pred, mask)"
 
 
 @keras.saving.register_keras_serializable(package="gradtrain")

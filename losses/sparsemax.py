@@ -45,7 +45,7 @@ class Sparsemax(Loss):
         tau, q = _project(x)
         return _divergence(x, t, tau, (1 - t) * q)
 
-    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:  # type: ignore[override]  # not coupled: no mask
+    def value_and_vjp(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         x, t = sparse.behind(y_pred), softmax.class_weights(y_true, y_pred)
         tau, q = sparse.above_threshold(x, _newton)
         others = (1 - t) * q

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Tensors, per_example
+from losses.base import Tensors
+from losses.modes import per_example
 from losses.proof import start
 from trainer.data.prepare import Prepared
 from trainer.learner import Learner

@@ -12,8 +12,9 @@ import keras
 import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
-from losses.base import Loss, LossError, Tensors, cast_target
+from losses.base import Loss, LossError, Tensors
 from losses.external import External
+from losses.modes import cast_target
 from trainer import heads, schema, trust
 from trainer.config import Job, config_dirs, groups
 from trainer.data.base import Examples
@@ -50,7 +51,7 @@ class FunctionLoss(Loss):
         return self.function.__name__
 
     @property
-    def targets(self) -> tuple[str, ...]:  # type: ignore[override]
+    def targets(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on the data
         return self.wanted
 
     def value(self, y_true: Tensors, y_pred: Tensors) -> tf.Tensor:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from losses.base import Loss, Tensors, per_example
+from losses.base import Loss, Tensors
+from losses.modes import per_example
 from trainer.data.prepare import Prepared
 from trainer.learner import Learner
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from losses.base import per_example
+from losses.modes import per_example
 from trainer.data.prepare import Split
 from trainer.learner import Learner
 

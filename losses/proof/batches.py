@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, Tensors, map_entries
+from losses.base import Loss, Tensors, entries, map_entries
 from losses.proof.evaluation import cast, evaluate
 from losses.proof.oracle import Batch
-from losses.proof.probes import entries
 from losses.proof.sampling import sample
 
 NUM = 16  # examples
@@ -60,7 +59,7 @@ def evaluated(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value [batch], the examples' own part of the gradient [batch, numbers] and the shared part [numbers], all as float64."""
     value, gradient = evaluate(loss, mode, cast(y_true, dtype), cast(y_pred, dtype), **options)
-    parts = {key: g.astype(np.float64) for key, g in sorted(entries(gradient).items())}
+    parts = {key: g.astype(np.float64) for key, g in entries(gradient).items()}
     own = [g.reshape(len(g), int(np.prod(g.shape[1:]))) for key, g in parts.items() if key not in loss.shared]
     shared = [g.ravel() for key, g in parts.items() if key in loss.shared]
     return value.astype(np.float64), np.concatenate(own, axis=1), np.concatenate([np.zeros(0), *shared])

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, Tensors, map_entries, per_example
+from losses.base import Loss, Tensors, entries, map_entries
+from losses.modes import per_example
 
 WAYS = ("eager", "graph", "xla")
 
@@ -40,7 +41,7 @@ def evaluate(
         finds no path.
     """
     y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
-    batch = next(len(p) for key, p in (y_pred.items() if isinstance(y_pred, dict) else [(None, y_pred)]) if key not in loss.shared)
+    batch = next(len(p) for key, p in entries(y_pred).items() if key not in loss.shared)
     dy = np.ones(batch) if dy is None else dy
     value, gradient = _function(loss, mode, how)(y_true, y_pred, tf.constant(dy, tf.float64), mask)
     return value.numpy(), tf.nest.map_structure(lambda g: g.numpy(), gradient)

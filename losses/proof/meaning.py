@@ -165,8 +165,8 @@ def _homogeneous(loss: Loss, mode: str, rng: np.random.Generator, *, degree: int
     value, own, shared = evaluated(loss, mode, y_true, y_pred)
     problems = []
     for a in (4.0, 3.0):
-        times = lambda tensors, a=a: None if tensors is None else tf.nest.map_structure(lambda t: a * t, tensors)  # noqa: E731
-        found, found_own, found_shared = evaluated(loss, mode, times(y_true), times(y_pred))
+        targets = None if y_true is None else tf.nest.map_structure(lambda t, a=a: a * t, y_true)
+        found, found_own, found_shared = evaluated(loss, mode, targets, tf.nest.map_structure(lambda t, a=a: a * t, y_pred))
         what = f"after predictions and targets times {a:g}"
         for name, x, y in [("value", found, a * value), ("gradient", found_own, own), ("shared gradient", found_shared, shared)]:
             expected = a ** (degree - 1) * y

@@ -5,11 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, Tensors, map_entries
+from losses.base import Loss, Tensors, entries, map_entries
 from losses.proof import accuracy, adversarial, meaning, multiplier, structure
 from losses.proof.batches import draw, evaluated, num_examples
 from losses.proof.finding import Finding
-from losses.proof.probes import entries
 
 Vjp = Callable[[tf.Tensor], Tensors]
 # Gives a wrong vjp in place of the right one, from the loss, y_true, y_pred and the right vjp.

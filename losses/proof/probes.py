@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, LossError, Tensors
+from losses.base import Loss, LossError, Tensors, entries
 from losses.proof import differences
 
 NUM_COORDINATES = 64  # sampled where an example has more
@@ -17,11 +17,6 @@ NUM_ELEMENTS = 1 << 20  # evaluated at once; of a batch with more, some examples
 
 Arrays = dict[str | None, np.ndarray]  # entries of y_pred by key; None where y_pred is a single tensor
 Place = tuple[str | None, int] | str  # an entry's coordinate, counted through all axes but the batch; or what a direction is
-
-
-def entries(tensors: Tensors) -> dict[str | None, tf.Tensor]:
-    """A tensor, or a dict of them, by key."""
-    return dict(tensors) if isinstance(tensors, dict) else {None: tensors}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, Tensors, per_example
+from losses.base import Loss, Tensors
+from losses.modes import per_example
 from losses.proof.evaluation import cast
 from losses.proof.oracle import Batch
 

@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, LossError, Tensors, cast_target, map_entries, per_example
-from losses.proof.probes import Arrays, Function, Probes, entries, probe
+from losses.base import Loss, LossError, Tensors, entries, map_entries
+from losses.modes import cast_target, per_example
+from losses.proof.probes import Arrays, Function, Probes, probe
 
 RELATIVE = 3e-4  # an error of 0.1% must show
 RELATIVE_WORKING = 2e-3  # in the working dtype, where rounding adds up

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.base import MODES, Loss, LossError, per_example
+from losses.base import MODES, Loss, LossError
+from losses.modes import per_example
 from losses.proof import start
 
 ROOT = Path(__file__).parents[2]
@@ -318,7 +319,7 @@ def test_predictions_must_be_floating_point():
 
 SAVE = """
 import tensorflow as tf, losses
-from losses.base import per_example
+from losses.modes import per_example
 from tests_base import Square
 signature = [tf.TensorSpec([None, 3]), tf.TensorSpec([None, 3])]
 

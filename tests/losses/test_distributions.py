@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.base import LossError, per_example
+from losses.base import LossError
+from losses.modes import per_example
 
 SQRT_PI = math.sqrt(math.pi)
 

@@ -10,8 +10,9 @@ import tensorflow as tf
 from scipy import special
 
 import losses
-from losses.base import LossError, per_example
+from losses.base import LossError
 from losses.external import External
+from losses.modes import per_example
 from losses.proof.evaluation import evaluate
 from trainer import build, config, job
 from trainer.errors import ConfigError
@@ -154,7 +155,7 @@ def test_from_the_command_line(own):
         ("own_functions.math.sqrt", ["own_functions"], "importing own_functions.math raised"),
         ("own_functions.LIMIT", ["own_functions"], "defines no function LIMIT"),
         ("own_functions.nothing", ["own_functions"], "defines no function nothing"),
-        ("losses.base.per_example", ["own_functions"], "function must be"),
+        ("losses.modes.per_example", ["own_functions"], "function must be"),
         ("losses.base.tf.io.gfile.rmtree", ["own_functions"], "function must be"),
         ("quarter", ["own_functions"], "is refused"),
     ],

@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.base import Loss, LossError, per_example
+from losses.base import Loss, LossError
 from losses.keras_loss import KerasLoss
+from losses.modes import per_example
 from losses.mse import MSE
 
 REDUCTIONS = ["sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none", None]

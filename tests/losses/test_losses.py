@@ -12,7 +12,8 @@ import yaml
 
 import losses
 from docs import losses as page
-from losses.base import Loss, LossError, per_example
+from losses.base import Loss, LossError
+from losses.modes import per_example
 from losses.proof import accuracy, adversarial, meaning, multiplier, structure
 from losses.proof.batches import draw, evaluated
 from losses.proof.evaluation import cast
@@ -87,7 +88,7 @@ def loss(path):
 
 
 def assert_holds(findings):
-    assert not [f"{finding.check}: {finding.message}" for finding in findings if finding.verdict == "fails"]
+    assert not [f"{finding.check}: {finding.message}" for finding in findings if finding.verdict not in ("holds", "excepted")]
 
 
 def default_shapes(loss):
@@ -115,7 +116,7 @@ def test_every_loss_has_a_file():
 
 
 def test_the_page_of_all_losses_is_not_stale():
-    # What "holds" says, test_checker_finds_no_fault demands of every loss.
+    # Names and contracts; `python -m docs.losses --check` compares verdicts with a new check.
     assert page.read() == [(name, losses.find(name)().contract, "holds") for name in losses.names()]
 
 

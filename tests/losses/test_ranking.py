@@ -9,7 +9,8 @@ import sklearn.metrics
 import tensorflow as tf
 
 import losses
-from losses.base import LossError, per_example
+from losses.base import LossError
+from losses.modes import per_example
 from losses.proof.evaluation import evaluate
 
 

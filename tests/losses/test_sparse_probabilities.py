@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.base import LossError, per_example
+from losses.base import LossError
+from losses.modes import per_example
 
 NAMES = ["sparsemax", "entmax15"]
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.base import per_example
+from losses.modes import per_example
 
 LOG3 = math.log(3)
 TABLE = [

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from losses.base import Loss, per_example
+from losses.base import Loss
+from losses.modes import per_example
 from trainer import heads, models
 
 
