@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import losses
 from trainer.check import HEADERS, catalogue, columns
 
 PAGE = Path(__file__).parent / "losses.md"
@@ -51,11 +50,10 @@ def main() -> int:
     found = [(result["loss"], result["contract"], columns(result)[-1]) for result in results]
     if not is_check:
         write(results)
-        return 0 if all(verdict == "holds" for *_, verdict in found) else 1
+        return 0 if all(result["ok"] for result in results) else 1
     stale = sorted(set(found) ^ set(read()))
     for row in stale:
         print(f"docs/losses.md is stale at {', '.join(row)}: run python -m docs.losses")
-    assert [name for name, *_ in found] == losses.names()
     return 1 if stale else 0
 
 
