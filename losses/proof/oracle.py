@@ -21,7 +21,7 @@ _STEP = mpmath.mpf(10) ** -40  # of a coordinate's size
 _CHANGE = mpmath.mpf(10) ** -20  # relative, of the inputs, for condition numbers
 _FEW = 12  # inputs that are changed one at a time
 _LOST = mpmath.mpf(10) ** -20  # relative error of a slope from which on it is not known
-_NOTHING = mpmath.mpf(10) ** -330  # absolute error that no dtype shows
+_NOTHING = mpmath.mpf(10) ** -60  # absolute error far below float32's normal numbers, where nothing is judged: a flat function's too
 _JUMP = 1e-3  # relative change of a gradient by the last place of float32
 _KINK = 1e-6  # relative difference of the one-sided slopes from which on they are two
 

@@ -143,11 +143,11 @@ def test_what_does_not_fit_compile_is_told_so():
         shared = ("kernel",)
 
     for loss in (Pairs(), Shared()):
-        with pytest.raises(LossError, match=r"does not fit Keras' compile: .*losses\.base\.per_example"):
+        with pytest.raises(LossError, match=r"does not fit Keras' compile: .*losses\.modes\.per_example"):
             KerasLoss(loss)
     y, p = data(4, 3)
     for arguments in [(None, p), (y, {"p": p}), ({"y": y}, p)]:
-        with pytest.raises(LossError, match=r"losses\.base\.per_example"):
+        with pytest.raises(LossError, match=r"losses\.modes\.per_example"):
             losses.get("mse")(*arguments)
 
 
