@@ -48,6 +48,8 @@ class Case:
     wanted: tuple[Wanted, ...] = ()
     hyperparameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     slow: bool = False  # seconds a call: two turns do
+    weighted: bool = False  # the incoming gradient differs between examples, as their weights make it; else it is that of a mean
+    loss: str | None = None  # where the case is not named like it
 
 
 def _layer(rng: np.random.Generator) -> tuple[Any, Any]:
@@ -66,6 +68,9 @@ CASES = {
         (Wanted(15, measure="memory", ways=WAYS), Wanted(1 / 1.05, ways=WAYS)),
         slow=True,
     ),
+    "linear_crossentropy, weighted": Case(
+        "16384 tokens x 32768 words, d=256, tokens of different weights", _layer, slow=True, weighted=True, loss="linear_crossentropy"
+    ),
     "infonce": Case("4096 pairs, d=128", lambda rng: (None, rng.normal(size=(4096, 2, 128))), hyperparameters={"temperature": 10.0}),
     "soft_dtw": Case(
         "B16 T128 D8",
@@ -79,7 +84,7 @@ CASES = {
         (Wanted(20, measure="memory"),),
         {"tolerance": 0.0},
     ),
-    "ensemble_crps": Case("B32 m=1000", lambda rng: (rng.normal(size=32), rng.normal(size=(32, 1000))), (Wanted(10),)),
+    "ensemble_crps": Case("B32 m=1000", lambda rng: (rng.normal(size=32), rng.normal(size=(32, 1000))), (Wanted(10, against="usual"),)),
     "sparsemax": Case("256 x 10000", lambda rng: (rng.integers(0, 10000, 256), rng.normal(size=(256, 10000))), (Wanted(1.5),)),
     "entmax15": Case("256 x 10000", lambda rng: (rng.integers(0, 10000, 256), rng.normal(size=(256, 10000)))),
 }
@@ -96,7 +101,7 @@ def calls(name: str, way: str, modes: list[str] | None = None) -> dict[str, Call
     from losses.proof.evaluation import cast
 
     case, rng = CASES[name], np.random.default_rng(0)
-    loss = losses.find(name)(**case.hyperparameters)
+    loss = losses.find(case.loss or name)(**case.hyperparameters)
     y_true, y_pred = (cast(arrays, tf.float32) for arrays in case.inputs(rng))
 
     def call(mode: str) -> Callable[..., None]:
@@ -105,7 +110,8 @@ def calls(name: str, way: str, modes: list[str] | None = None) -> dict[str, Call
             with tf.GradientTape() as tape:
                 tape.watch(y_pred)
                 value = loss.usual(y_true, y_pred) if mode == "usual" and loss.usual else per_example(loss, mode, y_true, y_pred)
-            return value, tape.gradient(value, y_pred, output_gradients=tf.linspace(0.5, 1.5, tf.shape(value)[0]))
+            dys = tf.linspace(0.5, 1.5, tf.shape(value)[0]) if case.weighted else tf.fill(tf.shape(value), 1 / 32)
+            return value, tape.gradient(value, y_pred, output_gradients=dys)
 
         def run(num: int | None = None) -> None:
             y = tf.nest.map_structure(lambda tensor: tensor[:num], y_true) if y_true is not None else None

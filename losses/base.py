@@ -148,6 +148,12 @@ class Loss:
 
         return self.value(y_true, y_pred, **mask), vjp
 
+    def evaluate(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tf.Tensor:
+        """The value where no gradient is asked for, as in evaluation; for a loss that has a leaner way to it than `value`."""
+        if type(self).value is not Loss.value:
+            return self.value(y_true, y_pred, **mask)
+        return self.value_and_vjp(y_true, y_pred, **mask)[0]
+
     def surrogate(self, y_true: Tensors, y_pred: Tensors, at: Tensors) -> tf.Tensor:
         """For the contract "surrogate": the function, `[batch]`, whose derivative by `y_pred` at `y_pred = at` is `gradient`."""
         raise LossError(f"loss {self.name} declares the contract surrogate: define surrogate(self, y_true, y_pred, at) -> [batch]")

@@ -6,8 +6,9 @@ With l the scores of a row, y its class and o = logsumexp_{j != y} l_j:
     d/dl_j   = e^(l_j - logsumexp(l)), j != y
     d/dl_y   = -1 / (1 + e^(l_y - o))           = minus the sum of the others, digits kept too
 
-Kept for the backward pass are l_y and o, two numbers a row; it computes the scores once more. As all of a row's derivatives are
-multiplied by the same dy, rows and results are multiplied by it instead of scores.
+While a chunk's scores are there, its derivatives are computed too, for dy = 1. Those by a row are then multiplied by the row's dy.
+Those by kernel and bias, sums over rows, are multiplied where dy is the same for all rows, as under a mean; where it is not
+(weights, masked rows) they are computed anew, from scores computed once more.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _CHUNK_SCORES = 4 * 2**20  # 16 MiB of float32: smaller chunks spend their time 
 
 def crossentropy(
     rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
     """The cross-entropy of every row and its backward pass.
 
     Args:
@@ -29,73 +30,109 @@ def crossentropy(
         classes: integers [rows]; one out of range gives NaN.
 
     Returns:
-        `(value, leads, vjp)`: [rows]; bool [rows], whether the row's class has the largest score alone; and
-        `vjp(dy)`, dy [rows], gives the derivatives by rows, kernel and bias.
+        `(value, vjp)`: [rows], and `vjp(dy)`, dy [rows], gives the derivatives by rows, kernel and bias.
     """
-    in_range = (classes >= 0) & (classes < tf.cast(tf.shape(kernel)[1], classes.dtype))
-    chunks = _Chunks(rows, kernel)
-    row_chunks = chunks.split(rows)
-    class_chunks = chunks.split(tf.where(in_range, tf.cast(classes, tf.int32), 0))
+    chunks = _Chunks(rows, kernel, bias, classes)
+    ones = chunks.split(tf.ones_like(rows[:, 0]))
+    transposed = tf.transpose(kernel)  # the product with a kernel that is stored as it is read takes half the time
 
-    def scores(k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:  # of a chunk, and where its classes are
-        own_classes = class_chunks[k]
-        at = tf.stack([tf.range(tf.size(own_classes)), own_classes], axis=1)
-        return tf.nn.bias_add(tf.matmul(row_chunks[k], kernel), bias), at
+    def step(k: tf.Tensor, values: tf.TensorArray, d_rows: tf.TensorArray, *sums: tf.Tensor) -> tuple:
+        value, _, slopes = chunks.evaluate(k)
+        d_rows = d_rows.write(k, tf.matmul(slopes, transposed))
+        return k + 1, values.write(k, value), d_rows, *chunks.add(k, slopes, ones[k], *sums)
 
-    def forward(k: tf.Tensor, own: tf.TensorArray, others: tf.TensorArray, leads: tf.TensorArray) -> tuple:
-        logits, at = scores(k)
-        l_y = tf.gather_nd(logits, at)
-        logits = tf.tensor_scatter_nd_update(logits, at, tf.fill(tf.shape(l_y), tf.constant(-float("inf"), logits.dtype)))
-        largest = tf.reduce_max(logits, axis=1)
-        shift = tf.maximum(largest, logits.dtype.min)  # -inf where there is but one class
-        o = shift + tf.math.log(tf.reduce_sum(tf.exp(logits - shift[:, tf.newaxis]), axis=1))
-        return k + 1, own.write(k, l_y), others.write(k, o), leads.write(k, l_y > largest)
-
-    arrays = chunks.array(rows.dtype), chunks.array(rows.dtype), chunks.array(tf.bool)
-    _, *arrays = tf.while_loop(lambda k, *_: k < chunks.number, forward, (0, *arrays), parallel_iterations=1)
-    l_y, o, leads = map(chunks.joined, arrays)
-    l_y = tf.where(in_range, l_y, float("nan"))
+    start = 0, chunks.array(rows.dtype), chunks.array(rows.dtype, rows.shape[1]), tf.zeros_like(kernel), tf.zeros_like(bias)
+    _, values, d_rows, d_kernel, d_bias = tf.while_loop(chunks.more, step, start, parallel_iterations=1)
+    d_rows = chunks.joined(d_rows)
 
     def vjp(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        chunks = _Chunks(rows, kernel)  # anew: XLA would take all that a size comes from in another function for constants, weights too
-        largest = tf.maximum(l_y, o)
-        log_sum = chunks.split(largest + tf.nn.softplus(tf.minimum(l_y, o) - largest))
-        own = chunks.split(-tf.exp(-tf.nn.softplus(l_y - o)))
-        dys, weighted = chunks.split(dy), chunks.split(rows * dy[:, tf.newaxis])
-        transposed = tf.transpose(kernel)  # the product with a kernel that is stored as it is read takes half the time
+        first = tf.reduce_sum(dy[:1])  # 0 for no rows
+        sums = tf.cond(
+            tf.reduce_all(dy == first),
+            lambda: (d_kernel * first, d_bias * first),
+            lambda: _weighted_sums(rows, kernel, bias, classes, dy),
+        )
+        return d_rows * dy[:, tf.newaxis], *sums
 
-        def backward(k: tf.Tensor, d_rows: tf.TensorArray, d_kernel: tf.Tensor, d_bias: tf.Tensor) -> tuple:
-            logits, at = scores(k)
-            slopes = tf.tensor_scatter_nd_update(tf.exp(logits - log_sum[k][:, tf.newaxis]), at, own[k])
-            d_rows = d_rows.write(k, tf.matmul(slopes, transposed) * dys[k][:, tf.newaxis])
-            d_kernel += tf.matmul(weighted[k], slopes, transpose_a=True)
-            return k + 1, d_rows, d_kernel, d_bias + tf.matmul(dys[k][tf.newaxis], slopes)[0]
+    return chunks.joined(values), vjp
 
-        start = 0, chunks.array(rows.dtype, rows.shape[1]), tf.zeros_like(kernel), tf.zeros_like(bias)
-        _, d_rows, d_kernel, d_bias = tf.while_loop(lambda k, *_: k < chunks.number, backward, start, parallel_iterations=1)
-        return chunks.joined(d_rows), d_kernel, d_bias
 
-    return tf.nn.softplus(o - l_y), leads, vjp
+def value_and_leads(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The cross-entropy of every row, without derivatives, and whether its class has the largest score alone; both [rows]."""
+    chunks = _Chunks(rows, kernel, bias, classes)
+
+    def step(k: tf.Tensor, values: tf.TensorArray, leads: tf.TensorArray) -> tuple:
+        value, lead, _ = chunks.evaluate(k)
+        return k + 1, values.write(k, value), leads.write(k, lead)
+
+    start = 0, chunks.array(rows.dtype), chunks.array(tf.bool)
+    _, values, leads = tf.while_loop(chunks.more, step, start, parallel_iterations=1)
+    return chunks.joined(values), chunks.joined(leads)
+
+
+def _weighted_sums(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The derivatives by kernel and bias."""
+    chunks = _Chunks(rows, kernel, bias, classes)
+    dys = chunks.split(dy)
+
+    def step(k: tf.Tensor, *sums: tf.Tensor) -> tuple:
+        return k + 1, *chunks.add(k, chunks.evaluate(k)[2], dys[k], *sums)
+
+    start = 0, tf.zeros_like(kernel), tf.zeros_like(bias)
+    _, d_kernel, d_bias = tf.while_loop(chunks.more, step, start, parallel_iterations=1)
+    return d_kernel, d_bias
 
 
 class _Chunks:
-    """How rows are divided."""
+    """The rows, divided, and what is computed of chunk k.
 
-    def __init__(self, rows: tf.Tensor, kernel: tf.Tensor) -> None:
+    Made anew in every function that runs it: XLA would take all that a size comes from in another function for constants, weights too.
+    """
+
+    def __init__(self, rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor) -> None:
         self._num_rows, num_classes = tf.shape(rows)[0], tf.shape(kernel)[1]
-        self._rows = tf.clip_by_value(_CHUNK_SCORES // tf.maximum(num_classes, 1), 1, tf.maximum(self._num_rows, 1))  # in one chunk
+        self._size = tf.clip_by_value(_CHUNK_SCORES // tf.maximum(num_classes, 1), 1, tf.maximum(self._num_rows, 1))
         # An empty batch has a chunk of padding: XLA slices even where no loop runs.
-        self.number = tf.maximum(-(-self._num_rows // self._rows), 1)
+        self._number = tf.maximum(-(-self._num_rows // self._size), 1)
+        self._kernel, self._bias, self._rows = kernel, bias, self.split(rows)
+        in_range = (classes >= 0) & (classes < tf.cast(num_classes, classes.dtype))
+        self._classes = self.split(tf.where(in_range, tf.cast(classes, tf.int32), 0))
+        self._no_class = self.split(tf.where(in_range, tf.zeros_like(rows[:, 0]), float("nan")))
+
+    def more(self, k: tf.Tensor, *_: object) -> tf.Tensor:
+        """Whether there is a chunk k."""
+        return k < self._number
 
     def split(self, x: tf.Tensor) -> tf.Tensor:
         """[rows, ...] -> [chunks, rows of one, ...], padded with zeros."""
-        padding = [[0, self.number * self._rows - self._num_rows]] + [[0, 0]] * (x.shape.rank - 1)
-        return tf.reshape(tf.pad(x, padding), tf.concat([[self.number, self._rows], tf.shape(x)[1:]], axis=0))
+        padding = [[0, self._number * self._size - self._num_rows]] + [[0, 0]] * (x.shape.rank - 1)
+        return tf.reshape(tf.pad(x, padding), tf.concat([[self._number, self._size], tf.shape(x)[1:]], axis=0))
 
     def array(self, dtype: tf.DType, *shape: int | None) -> tf.TensorArray:
         """For results of [rows of one, *shape]."""
-        return tf.TensorArray(dtype, self.number, element_shape=[None, *shape])
+        return tf.TensorArray(dtype, self._number, element_shape=[None, *shape])
 
     def joined(self, x: tf.TensorArray) -> tf.Tensor:
         """Chunks of [rows of one, ...] -> [rows, ...]."""
         return x.concat()[: self._num_rows]
+
+    def evaluate(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The values and whether the classes lead, [rows of one], and the derivatives by the scores, [rows of one, classes]."""
+        own = self._classes[k]
+        at = tf.stack([tf.range(tf.size(own)), own], axis=1)
+        logits = tf.nn.bias_add(tf.matmul(self._rows[k], self._kernel), self._bias)
+        l_y = tf.gather_nd(logits, at) + self._no_class[k]
+        logits = tf.tensor_scatter_nd_update(logits, at, tf.fill(tf.shape(l_y), tf.constant(-float("inf"), logits.dtype)))
+        largest = tf.reduce_max(logits, axis=1)
+        shift = tf.maximum(largest, logits.dtype.min)  # -inf where there is but one class
+        powers = tf.exp(logits - shift[:, tf.newaxis])
+        o = shift + tf.math.log(tf.reduce_sum(powers, axis=1))
+        log_sum = tf.maximum(l_y, o) + tf.nn.softplus(-tf.abs(l_y - o))
+        slopes = powers * tf.exp(shift - log_sum)[:, tf.newaxis]
+        slopes = tf.tensor_scatter_nd_update(slopes, at, -tf.exp(-tf.nn.softplus(l_y - o)))
+        return tf.nn.softplus(o - l_y), l_y > largest, slopes
+
+    def add(self, k: tf.Tensor, slopes: tf.Tensor, dys: tf.Tensor, d_kernel: tf.Tensor, d_bias: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The derivatives by kernel and bias, a chunk's with its dys added."""
+        d_kernel += tf.matmul(self._rows[k] * dys[:, tf.newaxis], slopes, transpose_a=True)
+        return d_kernel, d_bias + tf.matmul(dys[tf.newaxis], slopes)[0]

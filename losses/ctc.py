@@ -26,7 +26,8 @@ class CTC(Loss):
     States are blank, label, blank, label, ..., blank. The forward and the backward recursion run in one sweep over the frames, in
     logarithms: a sum of powers is largest + log1p(the others relative to it), which keeps the digits of a labeling that is nearly
     certain. Both slopes of a frame sum to 1: that of its likeliest class is minus the sum of the others, not a difference of ones.
-    Auto differentiates the forward recursion: as accurate but for frames that are nearly certain, slower, and in far more memory.
+    Auto differentiates the forward recursion: as accurate but for frames that are nearly certain, slower, and in more memory.
+    Analytic's recursion is always compiled by XLA, for the shapes at hand, also inside a graph that is not.
     The usual code, TensorFlow's, sums in logarithms likewise, and takes the difference.
 
     Where several alignments share a probability near 1, value and gradient are accurate to the rounding of 1, not of what is left.
@@ -62,23 +63,15 @@ class CTC(Loss):
     def value(self, y_true: _Labels, y_pred: tf.Tensor) -> tf.Tensor:
         y_true, feasible = _int32(y_true), _feasible(y_true)
         log_p, _ = _sweep(y_true, _emissions(y_true, -softmax.surprise(y_pred))[tf.newaxis])
-        return tf.where(feasible, -log_p, tf.zeros_like(log_p))
+        return tf.where(feasible, -log_p, tf.zeros_like(log_p)) * _factor(y_true, y_pred)
 
     def value_and_vjp(self, y_true: _Labels, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        y_true, feasible, log_pi = _int32(y_true), _feasible(y_true), -softmax.surprise(y_pred)
-        emissions = _emissions(y_true, log_pi)
-        log_p, arrivals = _sweep(y_true, tf.stack([emissions, _reversed(y_true, emissions)]))
-
-        def vjp(dy: tf.Tensor) -> tf.Tensor:
-            forward, backward = tf.unstack(arrivals)
-            shares = tf.nn.softmax(forward + emissions + _reversed(y_true, backward))
-            slopes = tf.exp(log_pi) - _by_class(y_true, shares, tf.shape(y_pred)[2])
-            likeliest = softmax.at_largest(log_pi)
-            slopes = tf.where(likeliest, -softmax.sum_without(likeliest, slopes), slopes)
-            used = tf.sequence_mask(y_true["num_frames"], tf.shape(y_pred)[1]) & feasible[:, tf.newaxis]
-            return tf.where(used[..., tf.newaxis], slopes * dy[:, tf.newaxis, tf.newaxis], tf.zeros_like(slopes))
-
-        return tf.where(feasible, -log_p, tf.zeros_like(log_p)), vjp
+        # A step of the sweep is many small operations. A function of this call alone, so that its shapes stay those at hand.
+        compiled = tf.function(_value_and_slopes, jit_compile=True, autograph=False)
+        # As bits, through which no gradient flows: for a tape, XLA would have to hand out the sweep's lists.
+        bits = tf.bitcast(y_pred, {tf.float32: tf.int32, tf.float64: tf.int64}[y_pred.dtype])
+        value, slopes = compiled(_int32(y_true), bits, y_pred.dtype)
+        return value, lambda dy: tf.math.multiply_no_nan(slopes, dy[:, tf.newaxis, tf.newaxis])
 
     def metrics(self, y_true: _Labels, y_pred: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """1 where the labels don't fit into their frames."""
@@ -117,6 +110,23 @@ class CTC(Loss):
         return {"labels": labels, "num_frames": np.array([4, 0, 2, 3, 2, 6])}, p
 
 
+def _value_and_slopes(y_true: _Labels, bits: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """The values [batch], and their derivatives, shaped as y_pred; y_pred comes as its bits."""
+    y_pred = tf.bitcast(bits, dtype)
+    feasible, log_pi = _feasible(y_true), -softmax.surprise(y_pred)
+    emissions = _emissions(y_true, log_pi)
+    log_p, arrivals = _sweep(y_true, tf.stack([emissions, _reversed(y_true, emissions)]))
+    forward, backward = tf.unstack(arrivals)
+    shares = tf.nn.softmax(forward + emissions + _reversed(y_true, backward))
+    slopes = tf.exp(log_pi) - _by_class(y_true, shares, tf.shape(y_pred)[2])
+    likeliest = softmax.at_largest(log_pi)
+    slopes = tf.where(likeliest, -softmax.sum_without(likeliest, slopes), slopes)
+    used = tf.sequence_mask(y_true["num_frames"], tf.shape(y_pred)[1]) & feasible[:, tf.newaxis]
+    slopes = tf.where(used[..., tf.newaxis], slopes, tf.zeros_like(slopes))
+    factor = _factor(y_true, y_pred)
+    return tf.where(feasible, -log_p, tf.zeros_like(log_p)) * factor, slopes * factor[:, tf.newaxis, tf.newaxis]
+
+
 def _int32(y_true: _Labels) -> _Labels:
     return {key: tf.cast(y, tf.int32) for key, y in y_true.items()}
 
@@ -132,6 +142,12 @@ def _feasible(y_true: _Labels) -> tf.Tensor:
     return _length(y_true) + tf.reduce_sum(tf.cast(repeats, tf.int32), axis=1) <= tf.cast(y_true["num_frames"], tf.int32)
 
 
+def _factor(y_true: _Labels, y_pred: tf.Tensor) -> tf.Tensor:
+    """1, or NaN for an example with a label out of range; [batch]."""
+    outside = tf.reduce_any(y_true["labels"] >= tf.shape(y_pred)[2] - 1, axis=1)
+    return tf.where(outside, tf.constant(float("nan"), y_pred.dtype), tf.constant(1, y_pred.dtype))
+
+
 # States come as [..., 2 (length + 1)]: for every label the blank before it, all these first, then the labels; after the last label
 # comes the blank after it, and an end that no frame is in.
 
@@ -140,8 +156,7 @@ def _emissions(y_true: _Labels, log_pi: tf.Tensor) -> tf.Tensor:
     """The logarithm of pi in every frame's states, [batch, time, states]."""
     labels, num_labels = tf.pad(y_true["labels"], [[0, 0], [0, 1]], constant_values=-1), tf.shape(log_pi)[2] - 1
     found = tf.gather(tf.transpose(log_pi, [0, 2, 1]), tf.clip_by_value(labels, 0, num_labels), batch_dims=1)  # [batch, labels, time]
-    nowhere = tf.where(labels < num_labels, _never(log_pi.dtype), float("nan"))[..., tf.newaxis]
-    found = tf.where(((labels >= 0) & (labels < num_labels))[..., tf.newaxis], found, nowhere)
+    found = tf.where(((labels >= 0) & (labels < num_labels))[..., tf.newaxis], found, _never(log_pi.dtype))
     blanks = tf.repeat(log_pi[:, :, -1:], tf.shape(labels)[1], axis=2)
     return tf.maximum(tf.concat([blanks, tf.transpose(found, [0, 2, 1])], axis=2), _never(log_pi.dtype))
 
@@ -164,6 +179,13 @@ def _by_class(y_true: _Labels, shares: tf.Tensor, num_classes: tf.Tensor) -> tf.
     blanks = tf.where(tf.sequence_mask(_length(y_true) + 1, tf.shape(blanks)[2])[:, tf.newaxis], blanks, tf.zeros_like(blanks))
     spelled = tf.one_hot(y_true["labels"], num_classes - 1, dtype=shares.dtype)  # [batch, length, classes]
     return tf.concat([tf.matmul(labels[:, :, :-1], spelled), tf.reduce_sum(blanks, axis=2, keepdims=True)], axis=2)
+
+
+def _log1p(x: tf.Tensor) -> tf.Tensor:
+    """log1p of x >= 0, by W. Kahan's formula: XLA computes log several entries at a time, and log1p one by one."""
+    one_more = 1 + x
+    rounded = one_more == 1
+    return tf.where(rounded, x, tf.math.log(one_more) * x / tf.where(rounded, tf.ones_like(x), one_more - 1))
 
 
 def _sweep(y_true: _Labels, emissions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -192,8 +214,8 @@ def _sweep(y_true: _Labels, emissions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
         high, low = tf.maximum(label, blank), tf.minimum(label, blank)
         largest, smallest = tf.maximum(high, skipping), tf.minimum(low, skipping)
         middle = tf.maximum(low, tf.minimum(high, skipping))
-        to_label = largest + tf.math.log1p(tf.exp(middle - largest) + tf.exp(smallest - largest))
-        to_blank = tf.maximum(blank, before) + tf.math.log1p(tf.exp(-tf.abs(blank - before)))
+        to_label = largest + _log1p(tf.exp(middle - largest) + tf.exp(smallest - largest))
+        to_blank = tf.maximum(blank, before) + _log1p(tf.exp(-tf.abs(blank - before)))
         following = tf.concat([to_blank, to_label], axis=2)
         likeliest = tf.reduce_max(following, axis=2, keepdims=True)
         following = tf.maximum(following - likeliest, never)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss
-from losses.chunked_crossentropy import crossentropy
+from losses.chunked_crossentropy import crossentropy, value_and_leads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,11 @@ class InfoNCE(Loss):
         others = tf.where(is_own, tf.constant(-float("inf"), scores.dtype), scores)
         return tf.nn.softplus(tf.reduce_logsumexp(others, axis=1) - own_score)
 
+    def evaluate(self, y_true: None, y_pred: tf.Tensor, **mask: tf.Tensor) -> tf.Tensor:
+        return value_and_leads(*self._layer(y_pred, mask.get("mask")))[0]
+
     def value_and_vjp(self, y_true: None, y_pred: tf.Tensor, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        value, _, layer_vjp = crossentropy(*self._layer(y_pred, mask.get("mask")))
+        value, layer_vjp = crossentropy(*self._layer(y_pred, mask.get("mask")))
 
         def vjp(dy: tf.Tensor) -> tf.Tensor:
             d_queries, d_kernel, _ = layer_vjp(dy)

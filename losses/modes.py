@@ -16,7 +16,7 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
 
     Args:
         loss: the loss.
-        mode: "auto" (the tape through `loss.value`) or "analytic" (the loss's own gradient).
+        mode: "auto" (the tape through `loss.value`), "analytic" (the loss's own gradient) or "none" (`loss.evaluate`, for evaluation).
         y_true: targets; integers become floats unless the loss takes class indices. No gradient flows into them in either mode.
         y_pred: predictions, floating point. Half precision is computed in float32; the gradient comes back in half precision.
         mask: bool [batch]; examples where it is False have value 0 and gradient 0, whatever they hold, NaN included.
@@ -27,7 +27,7 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
     Raises:
         LossError: the loss lacks the mode, shapes or dtypes don't fit, or the loss's value or gradient breaks the contract.
     """
-    if mode not in loss.modes:
+    if mode not in (*loss.modes, "none"):
         have = " and ".join(loss.modes) or "none"
         raise LossError(f"loss {loss.name} has no gradient mode {mode!r}: it has {have}")
     y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
@@ -77,6 +77,8 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
 
 def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
     keyword = {} if mask is None else {"mask": mask}
+    if mode == "none":
+        return loss._checked_value(loss.evaluate(y_true, y_pred, **keyword), y_pred)
     if mode == "auto":
         return loss._checked_value(loss.value(y_true, y_pred, **keyword), y_pred)
 

@@ -103,12 +103,12 @@ class SoftDTW(Loss):
         outside = tf.fill([tf.shape(y_pred)[0], 1], never)
 
         def step(k: tf.Tensor, before: tf.Tensor, last: tf.Tensor, weights: tf.TensorArray) -> tuple:
-            arguments = tf.stack([last[:, 1:], before[:, :-1], last[:, :-1]])  # left, both, up
-            least = tf.reduce_min(arguments, axis=0)
-            powers = tf.exp((least - arguments) * hardness)
-            total = tf.reduce_sum(powers, axis=0)
+            arguments = last[:, 1:], before[:, :-1], last[:, :-1]  # left, both, up
+            least = tf.minimum(tf.minimum(*arguments[:2]), arguments[2])
+            powers = [tf.exp((least - argument) * hardness) for argument in arguments]  # apart: XLA is slow to sum over a short axis
+            total = tf.add_n(powers)
             r = tf.minimum(costs[k] + (least - softness * tf.math.log(total)), never)
-            return k + 1, last, tf.concat([outside, r], axis=1), weights.write(k, powers / total)
+            return k + 1, last, tf.concat([outside, r], axis=1), weights.write(k, tf.stack([power / total for power in powers]))
 
         # Diagonals -2, with the 0 before the first cell, and -1, as [batch, 1 + time].
         none = tf.fill([tf.shape(y_pred)[0], tf.shape(y_pred)[1] + 1], never)

@@ -25,15 +25,17 @@ class Audit:
         data: its examples.
         tolerance: relative error of one gradient by the other from which on float64 decides who is wrong.
         stops: whether a wrong gradient in the mode that trains ends the run; else it is said once, and once for each mode.
+        xla: whether to compile it by XLA, as training is.
     """
 
     learner: Learner
     data: Prepared
     tolerance: float
     stops: bool
+    xla: bool = False
 
     def __post_init__(self) -> None:
-        self._compare = _make_compare(self.learner)
+        self._compare = _make_compare(self.learner, self.xla)
         self._said: set[str] = set()
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[dict[str, float], str | None]:
@@ -64,8 +66,8 @@ class Audit:
         return None
 
 
-def _make_compare(learner: Learner) -> Callable[..., tuple[Tensors, tf.Tensor]]:
-    @tf.function(autograph=False)
+def _make_compare(learner: Learner, xla: bool) -> Callable[..., tuple[Tensors, tf.Tensor]]:
+    @tf.function(autograph=False, jit_compile=xla)
     def compare(features: tf.Tensor, targets: Tensors, weights: tf.Tensor | None) -> tuple[Tensors, tf.Tensor]:
         predictions = learner.model(features, training=False)
         analytic, auto = (_gradient(learner, mode, targets, predictions, weights) for mode in ("analytic", "auto"))

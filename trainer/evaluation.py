@@ -55,7 +55,7 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
             weight = tf.where(positions < num_examples, tf.gather(weights, rows_of_batch), 0.0)
             target = None if targets is None else tf.nest.map_structure(lambda y: tf.gather(y, rows_of_batch), targets)
             predictions = learner.model(tf.gather(features, rows_of_batch), training=False)
-            values = per_example(loss, learner.gradient_mode, target, predictions, weight > 0)
+            values = per_example(loss, "none", target, predictions, weight > 0)
             columns = [values, *(_metric_columns(data, target, loss.point(predictions)) if of_task else [])]
             columns = [tf.cast(column, tf.float64) for column in (*columns, *loss.metrics(target, predictions))]
             weight = tf.cast(weight, tf.float64)

@@ -97,7 +97,8 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     with placement.scope():
         chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.max_skipped)
         evaluate = make_evaluate(learner, data, batch_size)
-        audit = Audit(learner, data, job.config.gradient.audit_tolerance, job.config.gradient.on_audit == "stop")
+        wanted = job.config.gradient
+        audit = Audit(learner, data, wanted.audit_tolerance, wanted.on_audit == "stop", compiled == "chunk")
     with (
         placement.scope(),
         Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,

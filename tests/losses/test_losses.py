@@ -136,6 +136,12 @@ def test_checker_finds_no_fault(loss, section):
     assert findings
 
 
+def test_evaluation_takes_the_same_value(loss):
+    y_true, y_pred = (cast(arrays, tf.float32) for arrays in draw(loss, np.random.default_rng(0)))
+    expected = per_example(loss, loss.modes[-1], y_true, y_pred)
+    np.testing.assert_allclose(per_example(loss, "none", y_true, y_pred), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "hyperparameters"), VARIANTS)
 def test_hyperparameters_with_other_branches(name, hyperparameters):
     loss = make(name, **hyperparameters)
