@@ -123,6 +123,6 @@ def test_infonce_alone_or_all_masked_is_zero():
 def test_sums_of_equal_and_of_different_weights_belong_together():
     y_true, y_pred = (cast(arrays, tf.float64) for arrays in LINEAR.sample(np.random.default_rng(0), 6, 1.0))
     some = np.array([0.5, 0.0, -1.0, 2.0, 0.25, 3.0])
-    parts = [evaluate(LINEAR, "analytic", y_true, y_pred, dy)[1] for dy in (some, 0.75 - some, np.full(6, 0.75))]
+    parts = [evaluate(LINEAR, "analytic", y_true, y_pred, dy, "eager")[1] for dy in (some, 0.75 - some, np.full(6, 0.75))]
     for key in parts[0]:
         np.testing.assert_allclose(parts[0][key] + parts[1][key], parts[2][key], rtol=1e-9, atol=1e-12)
