@@ -93,12 +93,14 @@ class SoftDTW(Loss):
 
     def _forward(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The value, and the weights of left, both and up in every cell, [diagonals, 3, batch, time]."""
-        differences = y_pred[:, :, tf.newaxis] - y_true[:, tf.newaxis]  # [batch, time, other time, d]
-        largest = tf.reduce_max(tf.abs(differences), axis=[1, 2, 3])
+        least, most = ([pick(x, axis=1) for x in (y_pred, y_true)] for pick in (tf.reduce_min, tf.reduce_max))
+        largest = tf.reduce_max(tf.maximum(most[0] - least[1], most[1] - least[0]), axis=-1)
         unit = tf.stop_gradient(tf.maximum(largest, self.gamma**0.5))[:, tf.newaxis]
+        p, y = (tf.transpose(x, [2, 0, 1]) for x in (y_pred, y_true))  # [d, batch, time]: sums over the last axis are slow under XLA
+        differences = (p[..., tf.newaxis] - y[:, :, tf.newaxis]) * (1 / unit[:, :, tf.newaxis])
         softness = self.gamma / unit / unit  # gamma in the unit of costs, a square; 0 beside costs that are larger by far
         hardness = tf.minimum(unit / self.gamma * unit, unit.dtype.max)
-        costs = _skewed(tf.reduce_sum(tf.square(differences / unit[:, :, tf.newaxis, tf.newaxis]), axis=-1))
+        costs = _skewed(tf.reduce_sum(tf.square(differences), axis=0))
         num_diagonals, never = tf.shape(costs)[0], _never(unit.dtype)
         outside = tf.fill([tf.shape(y_pred)[0], 1], never)
 
@@ -142,13 +144,14 @@ def _unskewed(diagonals: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
 def _visits(weights: tf.Tensor) -> tf.Tensor:
     """How often a path drawn by the weights passes each cell, from the end to the start: [diagonals, batch, time]."""
     num_diagonals, _, batch, time = tf.unstack(tf.shape(weights))
+    weights = tf.pad(weights, [[0, 1], [0, 0], [0, 0], [0, 0]])
 
-    def step(k: tf.Tensor, both_after_next: tf.Tensor, following: tf.Tensor, visits: tf.TensorArray) -> tuple:
-        left, both, up = tf.unstack(following)
-        e = left + tf.pad((up + both_after_next)[:, 1:], [[0, 0], [0, 1]])
-        return k - 1, both, weights[k] * e, visits.write(k, e)
+    def step(k: tf.Tensor, following: tf.Tensor, after: tf.Tensor, visits: tf.TensorArray) -> tuple:
+        from_above = weights[k + 1, 2] * following + weights[k + 2, 1] * after
+        e = weights[k + 1, 0] * following + tf.pad(from_above[:, 1:], [[0, 0], [0, 1]])
+        return k - 1, e, following, visits.write(k, e)
 
     none = tf.zeros([batch, time], weights.dtype)
-    end = tf.stack([none + tf.one_hot(time - 1, time, dtype=weights.dtype), none, none])
-    start = num_diagonals - 1, none, end, tf.TensorArray(weights.dtype, num_diagonals)
-    return tf.while_loop(lambda k, *_: k >= 0, step, start, parallel_iterations=1)[-1].stack()
+    end = none + tf.one_hot(time - 1, time, dtype=weights.dtype)
+    visits = tf.TensorArray(weights.dtype, num_diagonals).write(num_diagonals - 1, end)
+    return tf.while_loop(lambda k, *_: k >= 0, step, (num_diagonals - 2, end, none, visits), parallel_iterations=1)[-1].stack()
