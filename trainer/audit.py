@@ -9,7 +9,7 @@ import tensorflow as tf
 from losses.base import Tensors
 from losses.modes import per_example
 from losses.proof import start
-from trainer.data.prepare import Prepared
+from trainer.data.prepare import Split
 from trainer.learner import Learner
 from trainer.progress import say
 
@@ -18,42 +18,33 @@ TAGS = tuple(f"gradient_audit/{name}" for name in ("relative_error", "cosine", "
 
 @dataclasses.dataclass
 class Audit:
-    """Compares the gradients of the loss by the predictions, not of the model by its weights.
+    """Says who is wrong where the gradients of the loss by the predictions (not of the model by its weights) part.
+
+    Float64 is asked where they part for the 1st, 2nd, 4th, 8th, ... time, as a surrogate's do on purpose, or where auto is known to be
+    wrong; the measures are recorded every time.
 
     Args:
         learner: what is trained.
-        data: its examples.
-        tolerance: relative error of one gradient by the other from which on float64 decides who is wrong.
+        examples: gives examples of the training part by their indices.
         stops: whether a wrong gradient in the mode that trains ends the run; else it is said once, and once for each mode.
-        xla: whether to compile it by XLA, as training is.
     """
 
     learner: Learner
-    data: Prepared
-    tolerance: float
+    examples: Callable[[np.ndarray], Split]
     stops: bool
-    xla: bool = False
 
     def __post_init__(self) -> None:
-        self._compare = _make_compare(self.learner, self.xla)
         self._said: set[str] = set()
+        self._num_parted = 0
 
-    def __call__(self, step: int, rows: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """The measures of one batch, `rows` of the training part, by tag, and why the run must stop, or None.
-
-        relative_error, cosine and norm_ratio (analytic by auto) count what is finite in both; nonfinite_auto and nonfinite_analytic
-        are numbers of entries.
-        """
-        batch = self.data.train.rows(rows)
-        weights = None if batch.weights is None else tf.constant(batch.weights)
-        predictions, packed = self._compare(batch.features, batch.targets, weights)
-        measures = dict(zip(TAGS, packed.numpy().tolist(), strict=True))
-        if not measures[TAGS[0]] <= self.tolerance or measures[TAGS[3]] or measures[TAGS[4]]:
-            return measures, self._decide(step, batch.targets, predictions)
-        return measures, None
-
-    def _decide(self, step: int, targets: Tensors, predictions: Tensors) -> str | None:
-        report = start.verify(self.learner.loss, targets, predictions, seed=step)
+    def __call__(self, step: int, indices: np.ndarray) -> str | None:
+        """Decides about the batch of a step at which the gradients have parted; why the run must stop, or None."""
+        self._num_parted += 1
+        if self._num_parted & (self._num_parted - 1):
+            return None
+        batch = self.examples(indices)
+        predictions = self.learner.model(tf.constant(batch.features), training=False)
+        report = start.verify(self.learner.loss, batch.targets, predictions, seed=step)
         wrong = {"analytic": not report.ok, "auto": not report.auto_agrees}
         for mode, message in (("analytic", report.message), ("auto", report.auto_message)):
             if not wrong[mode] or (mode == "auto" and self.learner.loss.contract == "surrogate"):
@@ -66,25 +57,38 @@ class Audit:
         return None
 
 
-def _make_compare(learner: Learner, xla: bool) -> Callable[..., tuple[Tensors, tf.Tensor]]:
-    @tf.function(autograph=False, jit_compile=xla)
-    def compare(features: tf.Tensor, targets: Tensors, weights: tf.Tensor | None) -> tuple[Tensors, tf.Tensor]:
-        predictions = learner.model(features, training=False)
-        analytic, auto = (_gradient(learner, mode, targets, predictions, weights) for mode in ("analytic", "auto"))
-        both = tf.math.is_finite(analytic) & tf.math.is_finite(auto)
-        a, b = tf.where(both, analytic, 0.0), tf.where(both, auto, 0.0)
-        # Scaled, so that squares neither overflow nor vanish.
-        scale = tf.reduce_max(tf.abs(tf.concat([a, b], axis=0)))
-        a, b = tf.math.divide_no_nan(a, scale), tf.math.divide_no_nan(b, scale)
-        norm_a, norm_b = tf.norm(a), tf.norm(b)
-        neither = tf.maximum(norm_a, norm_b) == 0
-        relative = tf.where(neither, 0.0, tf.norm(a - b) / norm_b)
-        cosine = tf.where(neither, 1.0, tf.math.divide_no_nan(tf.reduce_sum(a * b), norm_a * norm_b))
-        ratio = tf.where(neither, 1.0, norm_a / norm_b)
-        nonfinite = [tf.reduce_sum(tf.cast(~tf.math.is_finite(g), tf.float32)) for g in (auto, analytic)]
-        return predictions, tf.stack([relative, cosine, ratio, *nonfinite])
+def measure(learner: Learner, batch: tuple, is_due: tf.Tensor, tolerance: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Compares the gradients of the loss by the model's predictions for a batch, if that is due.
 
-    return compare
+    Args:
+        learner: its model and loss.
+        batch: features, targets and weights (or None).
+        is_due: bool [].
+        tolerance: relative error from which on they part.
+
+    Returns:
+        The measures, float32 [len(TAGS)]: relative_error, cosine and norm_ratio (analytic by auto) of what is finite in both, and the
+        numbers of entries that are not in auto and in analytic; 0 where nothing is due. And whether the gradients part.
+    """
+    measures = tf.cond(is_due, lambda: _compare(learner, *batch), lambda: tf.zeros([len(TAGS)]))
+    return measures, ~(measures[0] <= tolerance) | (measures[3] > 0) | (measures[4] > 0)
+
+
+def _compare(learner: Learner, features: tf.Tensor, targets: Tensors, weights: tf.Tensor | None) -> tf.Tensor:
+    predictions = learner.model(features, training=False)
+    analytic, auto = (_gradient(learner, mode, targets, predictions, weights) for mode in ("analytic", "auto"))
+    both = tf.math.is_finite(analytic) & tf.math.is_finite(auto)
+    a, b = tf.where(both, analytic, 0.0), tf.where(both, auto, 0.0)
+    # Scaled, so that squares neither overflow nor vanish.
+    scale = tf.reduce_max(tf.abs(tf.concat([a, b], axis=0)))
+    a, b = tf.math.divide_no_nan(a, scale), tf.math.divide_no_nan(b, scale)
+    norm_a, norm_b = tf.norm(a), tf.norm(b)
+    neither = tf.maximum(norm_a, norm_b) == 0
+    relative = tf.where(neither, 0.0, tf.norm(a - b) / norm_b)
+    cosine = tf.where(neither, 1.0, tf.math.divide_no_nan(tf.reduce_sum(a * b), norm_a * norm_b))
+    ratio = tf.where(neither, 1.0, norm_a / norm_b)
+    nonfinite = [tf.reduce_sum(tf.cast(~tf.math.is_finite(g), tf.float32)) for g in (auto, analytic)]
+    return tf.stack([relative, cosine, ratio, *nonfinite])
 
 
 def _gradient(learner: Learner, mode: str, targets: Tensors, predictions: Tensors, weights: tf.Tensor | None) -> tf.Tensor:

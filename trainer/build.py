@@ -21,7 +21,7 @@ from trainer.data.base import Examples
 from trainer.data.kinds import KINDS, fit
 from trainer.data.prepare import Prepared, prepare
 from trainer.errors import ConfigError, DataError
-from trainer.learner import Learner
+from trainer.learner import Learner, LossScale
 from trainer.progress import say
 
 
@@ -250,6 +250,8 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
         optimizer = build_optimizer(job, steps)
         optimizer.build(model.trainable_variables)
         ema = [tf.Variable(weight.value, trainable=False) for weight in model.trainable_variables] if trainer.ema_decay else []
+        precision = job.config.precision
+        scaler = LossScale(precision.loss_scale, precision.loss_scale_every) if precision.policy == "mixed_float16" else None
     if not model.trainable_variables:
         raise ConfigError(f"model={job.choices['model']} has no trainable variable")
     if placement.strategy:
@@ -265,31 +267,8 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
         trainer.ema_decay,
         ema,
         job.config.logging.per_variable,
+        scaler,
     )
-
-
-def choose_compile(setting: str, learner: Learner) -> str:
-    """How the chunk is compiled: "graph" or "chunk" (one XLA program). The rule of "auto" is the same on every run.
-
-    On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
-    attention lose a little, and many times over with a loss that goes through their output layer in chunks.
-    """
-    possible = learner.strategy is None and learner.loss.xla
-    if setting == "chunk" and not possible:
-        reason = f"the loss {learner.loss.name} can't be compiled by XLA" if not learner.loss.xla else "it works on one replica only"
-        raise ConfigError(f"trainer.compile=chunk: {reason}: type trainer.compile=graph")
-    if setting != "auto":
-        return setting
-    slow = any(word in type(layer).__name__ for layer in _layers(learner.model) for word in ("Conv", "Attention"))
-    random = any(variable.name == "seed_generator_state" for variable in learner.model.non_trainable_variables)
-    on_cpu = not tf.config.list_logical_devices("GPU")
-    return "chunk" if possible and on_cpu and not slow and not random else "graph"
-
-
-def _layers(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    for layer in getattr(model, "layers", []):
-        yield layer
-        yield from _layers(layer)
 
 
 def _plain(error: Exception) -> str:

@@ -78,8 +78,10 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
     # TensorFlow is imported here and not above: nothing that is refused before this line has to wait for it.
     with quiet():
-        from trainer import build, training
+        from trainer import build, compiling, training
 
-        placement = build.build_placement(schema.section(schema.Strategy, job.config.strategy))
+        strategy = schema.section(schema.Strategy, job.config.strategy)
+        compiling.set_threads(strategy)
+        placement = build.build_placement(strategy)
         run.write("environment.json", rundir.environment(build.devices()))
     return training.train(job, run, resume, placement, signals)

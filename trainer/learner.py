@@ -13,6 +13,30 @@ from losses.base import Loss
 from trainer.errors import CheckpointError
 
 
+class LossScale:
+    """The factor of the loss that keeps gradients of half precision above 0, adapted to the largest that doesn't overflow.
+
+    Args:
+        initial: factor to begin with, >= 1.
+        growth_steps: steps without overflow until it is doubled; an overflow halves it, down to 1.
+
+    Source: P. Micikevicius et al. (2018), Mixed precision training, doi:10.48550/arXiv.1710.03740.
+    """
+
+    def __init__(self, initial: float, growth_steps: int) -> None:
+        self.scale = tf.Variable(initial, dtype=tf.float32, trainable=False, name="scale")
+        self.good = tf.Variable(0, dtype=tf.int32, trainable=False, name="good")  # steps since it was last changed
+        self._growth_steps = growth_steps
+
+    def adapt(self, finite: tf.Tensor) -> None:
+        """After a step, whose gradients were all finite or not."""
+        good = tf.where(finite, self.good + 1, 0)
+        grows = good == self._growth_steps
+        scale = tf.where(finite, tf.where(grows, 2 * self.scale, self.scale), tf.maximum(self.scale / 2, 1.0))
+        self.scale.assign(scale)
+        self.good.assign(tf.where(grows, 0, good))
+
+
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """What a step works on: the model, its loss in a gradient mode, the optimizer, and the averaged weights where there are any."""
@@ -26,15 +50,21 @@ class Learner:
     ema_decay: float | None = None
     ema: Sequence[tf.Variable] = ()  # beside model.trainable_variables
     per_variable: bool = True
+    scaler: LossScale | None = None
 
     @property
     def num_replicas(self) -> int:
         return self.strategy.num_replicas_in_sync if self.strategy else 1
 
     @property
-    def weights(self) -> list[Any]:
-        """The trainable variables, as TensorFlow's."""
-        return [variable.value for variable in self.model.trainable_variables]
+    def variables(self) -> list[keras.Variable]:
+        """What is trained."""
+        return self.model.trainable_variables
+
+    @property
+    def state(self) -> list[keras.Variable]:
+        """What a forward pass changes: moving averages, states of random generators."""
+        return self.model.non_trainable_variables
 
     @property
     def tags(self) -> list[str]:
@@ -42,6 +72,7 @@ class Learner:
         tags = ["loss", "grad_norm/global", "update_norm/global", "param_norm/global", "learning_rate"]
         tags += ["grad_norm/clipped"] if self.clip_norm else []
         tags += ["loss/regularization"] if self.model.losses else []
+        tags += ["loss_scale", "loss_scale/overflow"] if self.scaler else []
         if self.per_variable:
             tags += [f"grad_norm/{variable.path}" for variable in self.model.trainable_variables]
         return tags
@@ -79,6 +110,7 @@ class Learner:
 
     def _variables(self) -> dict[str, Any]:
         groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "ema": self.ema}
+        groups |= {"loss_scale": [self.scaler.scale, self.scaler.good]} if self.scaler else {}
         # By place and own name: the full path counts how many models and optimizers this process has made before.
         return {
             f"{group}/{i:04d}/{getattr(variable, 'path', '').rpartition('/')[2]}": variable

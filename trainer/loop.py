@@ -1,18 +1,24 @@
 """The loop: chunks of steps on the device, and between them what the host has to do. It knows no configuration and no file format."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.order import Order
+from trainer.audit import TAGS
+from trainer.chunk import Chunk
+from trainer.data.feed import Feed
 from trainer.errors import DivergedError
 from trainer.logs import Recorder
 from trainer.progress import ProgressLine
 from trainer.signals import Signals
-from trainer.step import Chunk
+
+ACTIVITIES = ("input", "step", "evaluation", "checkpoint", "logging")
+_FIRST_STEPS = 8  # in the first chunk, whose time says nothing
+_CHUNK_SECONDS = 0.2
 
 
 @dataclasses.dataclass
@@ -30,7 +36,8 @@ class Plan:
     """When to do what; periods in steps, 0: never."""
 
     num_steps: int
-    steps_per_call: int
+    steps_per_call: int  # at most
+    adapts: bool  # whether chunks may be shorter, by the time that they take
     log_every: int
     eval_every: int
     save_every: int
@@ -41,10 +48,10 @@ class Plan:
     max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run
     audit_every: int = 0
 
-    def next_border(self, step: int) -> int:
-        """The next step after `step` at which the host has to do something, at most steps_per_call away."""
-        periods = [period for period in (self.eval_every, self.save_every, self.audit_every) if period]
-        return min([self.num_steps, step + self.steps_per_call, *((step // period + 1) * period for period in periods)])
+    def next_border(self, step: int, most: int) -> int:
+        """The next step after `step` at which the host has to do something, at most `most` away."""
+        periods = [period for period in (self.eval_every, self.save_every) if period]
+        return min([self.num_steps, step + most, *((step // period + 1) * period for period in periods)])
 
     def is_due(self, period: int, step: int) -> bool:
         """Whether what happens every `period` steps happens after `step`; all of it happens at the end."""
@@ -64,16 +71,17 @@ class Outcome:
     final: dict[str, float]  # the last step's scalars, and the last evaluation
     cause: str  # "finished", "early stopping" or "signal"
     steps_per_second: float
+    time_shares: dict[str, float] = dataclasses.field(default_factory=dict)  # of the loop's time, by activity
 
 
 def run_loop(
     plan: Plan,
     state: State,
-    order: Order,
+    feed: Feed,
     chunk: Chunk,
     tags: list[str],
     evaluate: Callable[[], dict[str, float]],
-    audit: Callable[[int, np.ndarray], tuple[dict[str, float], str | None]],
+    audit: Callable[[int, np.ndarray], str | None],
     save: Callable[[bool], None],
     recorder: Recorder,
     progress: ProgressLine,
@@ -81,41 +89,49 @@ def run_loop(
 ) -> Outcome:
     """Runs from `state.step` to `plan.num_steps`, or to a signal or an early stop, and leaves a checkpoint of where it ended.
 
-    `audit(step, batch)` compares gradients on the examples of that step's batch, and objects where the run must not go on.
-    `save(last)` saves `state` and the variables; `last` says that nothing comes after it.
+    `audit(step, indices)` is asked about a step at which the gradients of both modes have parted, and the examples of its batch; it
+    says why the run must not go on. `save(last)` saves `state` and the variables; `last` says that nothing comes after it.
 
     Raises:
         DivergedError: a loss or gradient is not finite: the step's update was not applied, and the state before it is saved. Or the
             audit objects.
     """
     final: dict[str, float] = {}
-    clock = _Clock()
+    clock, pace = Clock(), Pace(plan.steps_per_call, plan.adapts)
     cause = "finished"
     while state.step < plan.num_steps and cause == "finished":
-        border = plan.next_border(state.step)
-        indices = order.batches(state.step, plan.steps_per_call)
-        rows, num_done, skipped = chunk(tf.constant(indices), tf.constant(border - state.step), tf.constant(state.skipped))
-        rows = rows.numpy()[: int(num_done)]
+        border = plan.next_border(state.step, pace.num_steps)
+        with clock("input"):
+            indices = feed.take(state.step, then=border)
+        with clock("step"):
+            rows, num_done, skipped, parted = chunk(*map(tf.constant, (indices, state.step, border - state.step, state.skipped)))
+            rows = rows.numpy()[: int(num_done)]
+        clock.count(len(rows))
+        pace.count(len(rows), clock.last)
         steps = np.arange(state.step + 1, state.step + len(rows) + 1)
+        rows, measures = rows[:, : len(tags)], rows[:, len(tags) :]
         finite = np.isfinite(rows[:, :2]).all(axis=1)  # the loss and the global gradient norm
         state.step, state.skipped = int(steps[-1]), int(skipped)
         diverged = state.skipped > plan.max_skipped
-        clock.count(len(rows))
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))
-        evaluation: dict[str, float] = {}
-        audited: dict[str, float] = {}
-        objection = None
+        logged = (steps % plan.log_every == 0) | (steps == plan.num_steps) | ~finite
+        extra: dict[int, dict[str, float]] = {}
+        if plan.audit_every:
+            audited = np.flatnonzero((steps % plan.audit_every == 0) & finite)
+            extra = {int(steps[i]): dict(zip(TAGS, measures[i].tolist(), strict=True)) for i in audited}
+            logged[audited] = True
+        objection = audit(state.step, indices[len(rows) - 1]) if parted else None
         improved = False
         if plan.is_due(plan.eval_every, state.step) and not diverged:
-            evaluation = evaluate()
+            with clock("evaluation"):
+                evaluation = evaluate()
             final |= evaluation
             improved = _judge(plan, state, evaluation)
-        logged = (steps % plan.log_every == 0) | (steps == plan.num_steps) | ~finite
-        if plan.audit_every and state.step % plan.audit_every == 0 and not diverged:
-            audited, objection = audit(state.step, indices[len(rows) - 1])
-        logged[-1] |= bool(evaluation or audited)
-        recorder.put(steps[logged], rows[logged], evaluation | audited)
-        progress.show(state.step, final, evaluation)
+            logged[-1] = True
+            extra[state.step] = extra.get(state.step, {}) | evaluation
+        with clock("logging"):
+            recorder.put(steps[logged], rows[logged], extra)
+            progress.show(state.step, final, {tag: value for tag, value in extra.get(state.step, {}).items() if tag not in TAGS})
         if diverged:
             message = _describe(plan, state.step, tags, rows[-1])
             state.step -= 0 if plan.max_skipped else 1  # the last step was not done
@@ -133,9 +149,10 @@ def run_loop(
             cause = "early stopping"
         ends = cause != "finished" or state.step == plan.num_steps
         if improved or ends or plan.is_due(plan.save_every, state.step):
-            recorder.flush()  # so that the lines up to a checkpoint are there whenever the checkpoint is
-            save(ends)
-    return Outcome(final, cause, clock.rate())
+            with clock("checkpoint"):
+                recorder.flush()  # so that the lines up to a checkpoint are there whenever the checkpoint is
+                save(ends)
+    return Outcome(final, cause, clock.rate(), clock.shares())
 
 
 def _describe(plan: Plan, step: int, tags: list[str], row: np.ndarray) -> str:
@@ -159,15 +176,28 @@ def _judge(plan: Plan, state: State, evaluation: dict[str, float]) -> bool:
     return improved
 
 
-class _Clock:
-    """Steps per second after the first chunk, which is traced and compiled; with a single chunk, of that one."""
+class Clock:
+    """Where the time goes, and steps per second after the first chunk, which is traced and compiled; with a single chunk, of that one."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._first = self._steps = 0
         self._first_ended = self._started
+        self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
+        self.last = 0.0  # seconds that the last activity took
+
+    @contextlib.contextmanager
+    def __call__(self, activity: str) -> Iterator[None]:
+        """Within it, time is counted as that of an activity."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.last = time.monotonic() - started
+            self._seconds[activity] += self.last
 
     def count(self, num_steps: int) -> None:
+        """After a chunk."""
         self._steps += num_steps
         if not self._first:
             self._first, self._first_ended = num_steps, time.monotonic()
@@ -177,3 +207,31 @@ class _Clock:
         if self._steps > self._first:
             return (self._steps - self._first) / (now - self._first_ended)
         return self._steps / max(now - self._started, 1e-9)
+
+    def shares(self) -> dict[str, float]:
+        """Of the loop's time so far, by activity, its start (tracing, compilation) included."""
+        total = max(time.monotonic() - self._started, 1e-9)
+        return {activity: seconds / total for activity, seconds in self._seconds.items()}
+
+
+class Pace:
+    """How many steps the next chunk takes: as many as fill a fifth of a second, so that progress shows and signals are noticed.
+
+    What a step computes does not depend on it.
+
+    Args:
+        most: steps in a chunk.
+        adapts: whether it may be fewer.
+    """
+
+    def __init__(self, most: int, adapts: bool) -> None:
+        self._most, self._adapts = most, adapts
+        self._compiled = False
+        self.num_steps = min(_FIRST_STEPS, most) if adapts else most
+
+    def count(self, num_steps: int, seconds: float) -> None:
+        """After a chunk that took so long."""
+        if self._adapts and self._compiled:  # the first one was traced and compiled
+            wanted = int(_CHUNK_SECONDS / max(seconds, 1e-9) * num_steps)
+            self.num_steps = max(1, min(wanted, 4 * self.num_steps, self._most))
+        self._compiled = True

@@ -69,8 +69,9 @@ class Trainer:
     log_every: int = limited(1, minimum=1)  # steps
     eval_every: int = limited(250, minimum=0)  # steps; 0: never
     clip_norm: float | None = limited(None, above=0)  # of the global gradient, after the reduction over replicas
-    compile: str = limited("auto", choices=("auto", "graph", "chunk"))  # chunk: K steps in one XLA program
-    steps_per_call: int = limited(100, minimum=1)  # K, steps that run on the device between two visits of the host
+    accumulate: int = limited(1, minimum=1)  # parts into which a batch is divided, one after another: less memory, the same update
+    compile: str = limited("auto", choices=("auto", "graph", "step", "chunk", "measure"))  # what becomes an XLA program
+    steps_per_call: int | None = limited(None, minimum=1)  # that run on the device between two visits of the host; None: by time
     on_nonfinite: str = limited("stop", choices=("stop", "skip"))  # what to do with a step whose loss or gradient is not finite
     ema_decay: float | None = limited(None, above=0, below=1)  # evaluate an exponential moving average of the weights
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
@@ -89,7 +90,9 @@ class Strategy:
 class Precision:
     """The dtype that layers compute in; losses and norms are float32 at least."""
 
-    policy: str = limited("float32", choices=("float32", "mixed_bfloat16"))
+    policy: str = limited("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    loss_scale: float = limited(32768.0, minimum=1)  # mixed_float16: what the loss is multiplied by at first
+    loss_scale_every: int = limited(2000, minimum=1)  # steps without overflow until it is doubled; an overflow halves it
 
 
 @dataclasses.dataclass

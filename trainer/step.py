@@ -1,165 +1,205 @@
-"""One update, and chunks of them that run on the device.
+"""One update: forward, tape, one packed reduction over replicas, finiteness test, norms, clip, apply. Its scalars are one row.
 
-A step: gather, forward, tape, one packed reduction over replicas, finiteness test, norms, clip, apply. Its scalars come back as
-one row; a chunk stacks the rows of its steps, so that nothing per step crosses to Python.
+What can be compiled apart is a pure function of (weights, state, batch); what changes variables comes after it.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from losses.modes import per_example
-from trainer.data.prepare import Split
+from trainer import audit
+from trainer.errors import ConfigError
 from trainer.learner import Learner
 
-Arrays = tuple[Any, ...]  # features, targets (a dict of them, or None) and weights (or None), of all examples or of a batch
-Chunk = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+Arrays = tuple[Any, ...]  # features, targets (a dict of them, or None) and weights (or None)
+Gather = Callable[[tf.Tensor], Arrays]  # the examples of indices [n]
+_Pure = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]  # gradients, scalars [loss, regularization], new state
 
 
-def make_chunk(learner: Learner, data: Split, batch_size: int, steps_per_call: int, jit_compile: bool, max_skipped: int) -> Chunk:
-    """The function that runs up to `steps_per_call` steps.
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How updates are computed."""
+
+    batch_size: int  # global; a multiple of replicas * accumulate
+    compiled: str  # graph; step: the pure function is one XLA program; chunk: the caller makes all of it one
+    accumulate: int = 1  # parts into which every replica's share of the batch is divided, one after another
+    audit_every: int = 0  # steps between two comparisons of the gradient modes; 0: never
+
+
+def tags(learner: Learner, update: Update) -> list[str]:
+    """The names of a row's scalars, in order; those of an audit are 0 in the rows of steps without one."""
+    return [*learner.tags, *(audit.TAGS if update.audit_every else ())]
+
+
+def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One update.
 
     Args:
         learner: what is trained.
-        data: the training part; it is put on the device, on every replica's under a strategy.
-        batch_size: global, divisible by the number of replicas.
-        steps_per_call: K.
-        jit_compile: whether the whole chunk becomes one XLA program.
-        max_skipped: how many steps in a row may be not finite; the chunk ends with the one that is too many. The update of a step
-            that is not finite is never applied, and what its forward pass did to other variables is undone.
+        update: how.
+        gather: gives examples by their indices; called on every replica, for its share.
+        indices: of the batch, int32 [batch_size].
+        step: updates before this one, int32 [].
 
     Returns:
-        chunk(indices, num_steps, skipped) -> (rows, num_done, skipped): indices int32 [K, batch_size] into data, num_steps int32 <= K,
-        skipped int32 the number of steps in a row, up to here, that were not finite; rows float32 [K, len(learner.tags)] of which the
-        first num_done are filled.
+        The row, float32; whether the update was applied (it is not where loss or gradient are not finite, and what the forward pass
+        did to other variables is not kept either); whether that is due to the loss scale alone.
     """
-    arrays = _on_device(learner.strategy, data)
-    num_columns = len(learner.tags)
-
-    scalar = tf.TensorSpec([], tf.int32)
-
-    # One tf.function for the whole run and no autograph: a retraced custom gradient would leak its graph.
-    @tf.function(
-        jit_compile=jit_compile,
-        autograph=False,
-        input_signature=[tf.TensorSpec([steps_per_call, batch_size], tf.int32), scalar, scalar],
-    )
-    def chunk(indices: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        def body(i: tf.Tensor, skipped: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
-            row, finite = _step(learner, arrays, indices[i], batch_size, jit_compile)
-            return i + 1, tf.where(finite, 0, skipped + 1), rows.write(i, row)
-
-        def unfinished(i: tf.Tensor, skipped: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
-            return (i < num_steps) & (skipped <= max_skipped)
-
-        # A buffer of K rows whatever num_steps is, so that no border of logging, evaluation or saving retraces.
-        rows = tf.TensorArray(tf.float32, size=steps_per_call, element_shape=[num_columns])
-        num_done, skipped, rows = tf.while_loop(unfinished, body, (tf.constant(0), skipped, rows), parallel_iterations=1)
-        return rows.stack(), num_done, skipped
-
-    return chunk
-
-
-def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> Arrays:
-    """Features, targets and weights (None where all are 1) as tensors; under a strategy one copy on every replica's device."""
-
-    def put(array: Any) -> Any:
-        if strategy is None:
-            return tf.constant(array)
-        return strategy.experimental_distribute_values_from_function(lambda _: tf.constant(array))
-
-    return tuple(None if part is None else tf.nest.map_structure(put, part) for part in (data.features, data.targets, data.weights))
-
-
-def _step(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int, jit_compile: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """One update on the examples at `indices` [batch_size]; its row and whether it was finite, that is, applied."""
-    others = [variable.value for variable in learner.model.non_trainable_variables]  # moving averages, states of random generators
-    others_before = [tf.identity(_read(variable)) for variable in others]
     if learner.strategy is None:
-        gradients, scalars = _gradients(learner, _gather(arrays, indices), batch_size)
+        gradients, scalars, state = _reduced(learner, update, gather, indices, step)
     else:
-        gradients, scalars = _local(learner.strategy.run(_replica_gradients, args=(learner, arrays, indices, batch_size)))
-    squares = [_sum_of_squares(g, jit_compile) for g in gradients]
+        gradients, scalars, state = learner.strategy.run(_reduced, args=(learner, update, gather, indices, step))
+        gradients, scalars = local(gradients), local(scalars)
+    squares = [_sum_of_squares(g, update) for g in gradients]
     norm = tf.sqrt(tf.add_n(squares))
-    loss = scalars[0]
+    loss, regularization = scalars
     finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
     learning_rate = tf.cast(learner.optimizer.learning_rate, tf.float32)
+    row = [loss, norm]
     if learner.clip_norm:
-        scale = tf.minimum(1.0, learner.clip_norm / tf.maximum(norm, learner.clip_norm))
-        gradients = [g * scale for g in gradients]
-    before = [tf.identity(_read(w)) for w in learner.weights]
-    applied = tf.cond(finite, lambda: _apply(learner, gradients), lambda: _undo(others, others_before))
+        clip = tf.minimum(1.0, learner.clip_norm / tf.maximum(norm, learner.clip_norm))
+        gradients = [g * clip for g in gradients]
+    before = [tf.identity(_read(w)) for w in learner.variables]
+    applied = tf.cond(finite, lambda: _apply(learner, gradients, state), lambda: tf.constant(0))
     with tf.control_dependencies([applied]):
-        after = [tf.identity(_read(w)) for w in learner.weights]
-    updates = [_sum_of_squares(a - b, jit_compile) for a, b in zip(after, before, strict=True)]
-    row = [loss, norm, tf.sqrt(tf.add_n(updates)), tf.sqrt(tf.add_n([_sum_of_squares(a, jit_compile) for a in after])), learning_rate]
-    row += [norm * scale] if learner.clip_norm else []
-    row += [scalars[1]] if learner.model.losses else []
+        after = [tf.identity(_read(w)) for w in learner.variables]
+    row += [_norm([a - b for a, b in zip(after, before, strict=True)], update), _norm(after, update), learning_rate]
+    row += [norm * clip] if learner.clip_norm else []
+    row += [regularization] if learner.model.losses else []
+    overflow = tf.constant(False)
+    if learner.scaler:
+        scale = tf.identity(learner.scaler.scale)
+        overflow = tf.math.is_finite(loss) & ~tf.math.is_finite(norm) & (scale > 1)
+        with tf.control_dependencies([scale, overflow]):
+            learner.scaler.adapt(finite)
+        row += [scale, tf.cast(overflow, tf.float32)]
     row += [tf.sqrt(square) for square in squares] if learner.per_variable else []
-    return tf.stack(row), finite
+    return tf.stack(row), finite, overflow
 
 
-def _gather(arrays: Arrays, indices: tf.Tensor) -> Arrays:
-    return tuple(None if part is None else tf.nest.map_structure(lambda array: tf.gather(array, indices), part) for part in arrays)
-
-
-def _gradients(learner: Learner, batch: Arrays, batch_size: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Gradients of the total loss by every trainable variable, and its scalars [total, regularization], of one replica.
-
-    Both are scaled by the global batch, so that their sum over replicas is what one device would have.
-    """
-    features, targets, weights = batch
-    with tf.GradientTape() as tape:
-        predictions = learner.model(features, training=True)
-        mask = None if weights is None else weights > 0
-        values = tf.cast(per_example(learner.loss, learner.gradient_mode, targets, predictions, mask), tf.float32)
-        total = tf.reduce_sum(values if weights is None else values * weights) / batch_size
-        regularization = tf.add_n(learner.model.losses) / learner.num_replicas if learner.model.losses else tf.constant(0.0)
-        total += regularization
-    gradients = tape.gradient(total, learner.weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    # A host function leaves shapes open.
-    shaped = [tf.ensure_shape(tf.convert_to_tensor(g), w.shape) for g, w in zip(gradients, learner.weights, strict=True)]
-    return [tf.cast(g, tf.float32) for g in shaped], [total, regularization]
-
-
-def _replica_gradients(learner: Learner, arrays: Arrays, indices: tf.Tensor, batch_size: int) -> tuple[list, list]:
-    """`_gradients` of this replica's share of the batch, summed over the replicas in one packed reduction."""
+def _reduced(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, step: tf.Tensor) -> _Pure:
+    """`_pure` of this replica's share of the batch, its gradients and scalars summed over the replicas in one packed reduction."""
+    places = tf.range(update.batch_size)
     context = tf.distribute.get_replica_context()
-    share = tf.reshape(indices, [learner.num_replicas, -1])[context.replica_id_in_sync_group]
-    gradients, scalars = _gradients(learner, _gather(arrays, share), batch_size)
+    if learner.strategy is not None:
+        places, indices = (tf.reshape(x, [learner.num_replicas, -1])[context.replica_id_in_sync_group] for x in (places, indices))
+    pure: Callable[..., _Pure] = functools.partial(_pure, learner, update)
+    if update.compiled == "step":
+        pure = tf.function(pure, jit_compile=True, autograph=False)
+    scale = tf.identity(learner.scaler.scale) if learner.scaler else None
+    weights, state = ([tf.identity(v.value) for v in variables] for variables in (learner.variables, learner.state))
+    gradients, scalars, state = pure(weights, state, gather(indices), places, step, scale)
+    if learner.strategy is None:
+        return gradients, scalars, state
     parts = [*gradients, *scalars]
     packed = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0))
     pieces = tf.split(packed, [part.shape.num_elements() for part in parts])
     reduced = [tf.reshape(piece, part.shape) for piece, part in zip(pieces, parts, strict=True)]
-    return reduced[: len(gradients)], reduced[len(gradients) :]
+    return reduced[: len(gradients)], reduced[len(gradients) :], state
 
 
-def _apply(learner: Learner, gradients: list[tf.Tensor]) -> tf.Tensor:
+def _pure(
+    learner: Learner,
+    update: Update,
+    weights: list[tf.Tensor],
+    state: list[tf.Tensor],
+    batch: Arrays,
+    places: tf.Tensor,
+    step: tf.Tensor,
+    scale: tf.Tensor | None,
+) -> _Pure:
+    """Gradients, scalars and new state of one replica's share of the batch, part by part."""
+    if update.accumulate == 1:
+        return _part(learner, update, weights, state, batch, places, step, scale)
+
+    def parts(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(tensor, [update.accumulate, -1, *tensor.shape[1:]])
+
+    batch, places = each(parts, batch), parts(places)
+
+    def body(i: tf.Tensor, gradients: list, scalars: list, state: list) -> tuple:
+        part = each(lambda tensor: tensor[i], batch)
+        more, more_scalars, state = _part(learner, update, weights, state, part, places[i], step, scale)
+        return (
+            i + 1,
+            [g + m for g, m in zip(gradients, more, strict=True)],
+            [s + m for s, m in zip(scalars, more_scalars, strict=True)],
+            state,
+        )
+
+    start = tf.constant(0), [tf.zeros(w.shape) for w in weights], [tf.constant(0.0)] * 2, state
+    return tf.while_loop(lambda i, *_: i < update.accumulate, body, start, parallel_iterations=1)[1:]
+
+
+def _part(
+    learner: Learner,
+    update: Update,
+    weights: list[tf.Tensor],
+    state: list[tf.Tensor],
+    batch: Arrays,
+    places: tf.Tensor,
+    step: tf.Tensor,
+    scale: tf.Tensor | None,
+) -> _Pure:
+    """Gradients, float32, by every weight, scalars and new state of examples that go through the model together.
+
+    Gradients and scalars are scaled by the global batch, so that their sum over parts and replicas is what one device would have.
+    """
+    features, targets, example_weights = batch
+    values = [*zip(learner.variables, weights, strict=True), *zip(learner.state, state, strict=True)]
+    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope(values, collect_losses=True) as scope:
+        tape.watch(weights)
+        predictions = learner.model(features, training=True)
+        mask = None if example_weights is None else example_weights > 0
+        losses = tf.cast(per_example(learner.loss, learner.gradient_mode, targets, predictions, mask), tf.float32)
+        total = tf.reduce_sum(losses if example_weights is None else losses * example_weights) / update.batch_size
+        penalties = learner.model.losses
+        regularization = tf.add_n(penalties) / (learner.num_replicas * update.accumulate) if penalties else tf.constant(0.0)
+        total += regularization
+        target = total if scale is None else total * scale
+    if len(scope.state_mapping) > len(values):
+        raise ConfigError(
+            "the model changes a variable that is not its own, such as Keras' global random generator, and no checkpoint could hold it: "
+            "give layers that draw random numbers a keras.random.SeedGenerator as an attribute"
+        )
+    gradients = tape.gradient(target, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    # A host function leaves shapes open.
+    gradients = [
+        tf.ensure_shape(tf.cast(g, tf.float32), w.shape) for g, w in zip(map(tf.convert_to_tensor, gradients), weights, strict=True)
+    ]
+    gradients = gradients if scale is None else [g / scale for g in gradients]
+    return gradients, [total, regularization], [scope.get_current_value(variable) for variable in learner.state]
+
+
+def _apply(learner: Learner, gradients: list[tf.Tensor], state: list[tf.Tensor]) -> tf.Tensor:
     if learner.strategy is None:
-        _update(learner, gradients)
+        _assign(learner, gradients, state)
     else:
-        learner.strategy.run(_update, args=(learner, gradients))
+        learner.strategy.run(_assign, args=(learner, gradients, state))
     return tf.constant(1)
 
 
-def _undo(variables: list[Any], values: list[tf.Tensor]) -> tf.Tensor:
-    for variable, value in zip(variables, values, strict=True):
+def _assign(learner: Learner, gradients: list[tf.Tensor], state: list[tf.Tensor]) -> None:
+    learner.optimizer.apply([tf.cast(g, v.dtype) for g, v in zip(gradients, learner.variables, strict=True)], learner.variables)
+    for variable, value in zip(learner.state, state, strict=True):
         variable.assign(value)
-    return tf.constant(0)
-
-
-def _update(learner: Learner, gradients: list[tf.Tensor]) -> None:
-    weights = learner.model.trainable_variables
-    learner.optimizer.apply([tf.cast(g, w.dtype) for g, w in zip(gradients, weights, strict=True)], weights)
     if learner.ema_decay:
-        for average, weight in zip(learner.ema, weights, strict=True):
+        for average, weight in zip(learner.ema, learner.variables, strict=True):
             average.assign(learner.ema_decay * average + (1 - learner.ema_decay) * tf.cast(weight.value, average.dtype))
 
 
-def _sum_of_squares(tensor: tf.Tensor, jit_compile: bool) -> tf.Tensor:
+def _norm(tensors: list[tf.Tensor], update: Update) -> tf.Tensor:
+    return tf.sqrt(tf.add_n([_sum_of_squares(tensor, update) for tensor in tensors]))
+
+
+def _sum_of_squares(tensor: tf.Tensor, update: Update) -> tf.Tensor:
     tensor = tf.cast(tensor, tf.float32)
-    if not jit_compile:
+    if update.compiled != "chunk":
         return 2 * tf.nn.l2_loss(tensor)  # one fused pass
     # XLA on the CPU sums one after the other in float32; a product with ones sums row by row, several times faster, and errs less.
     squares = tf.square(tensor)
@@ -168,10 +208,15 @@ def _sum_of_squares(tensor: tf.Tensor, jit_compile: bool) -> tf.Tensor:
     return tf.reduce_sum(squares)
 
 
-def _local(values: Any) -> Any:
+def each(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
+    """A function of every array that there is."""
+    return tuple(None if part is None else tf.nest.map_structure(function, part) for part in arrays)
+
+
+def local(values: Any) -> Any:
     """This host's first copy of per-replica values that are equal on all replicas."""
     return tf.nest.map_structure(lambda v: v.values[0] if isinstance(v, tf.distribute.DistributedValues) else v, values)
 
 
-def _read(weight: Any) -> tf.Tensor:
-    return weight.values[0] if isinstance(weight, tf.distribute.DistributedValues) else weight
+def _read(variable: keras.Variable) -> tf.Tensor:
+    return local(variable.value)

@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from losses.base import LossError
 from losses.proof import start
-from trainer import build, checkpoints, rundir, schema
+from trainer import build, checkpoints, compiling, rundir, schema
 from trainer.audit import Audit
+from trainer.chunk import Chunk, make_chunk
 from trainer.config import Job
+from trainer.data.feed import Feed
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
 from trainer.errors import CheckpointError, ConfigError
@@ -25,10 +27,11 @@ from trainer.loop import Outcome, Plan, State, run_loop
 from trainer.progress import ProgressLine, closing_table, say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
-from trainer.step import make_chunk
+from trainer.step import Update
 
 _MOST_FAILURES = 3  # saves in a row that may fail
 _MOST_PROVED = 64  # targets, sequences' positions among them, of the batch on which a loss with shared weights is proved
+_MOST_STEPS, _MOST_INDICES = 4096, 2**18  # in a chunk
 _MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
 
 
@@ -57,10 +60,10 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     num_steps = build.num_steps(settings, len(data.train), batch_size)
     learner = build.build_learner(job, placement, loss, data, num_steps)
     order = Order(len(data.train), batch_size, job.config.seed)
-    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps)
-    _check_plan(plan, learner, data, batch_size)
+    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps, batch_size)
+    _check_plan(plan, learner, data, batch_size, settings.accumulate)
 
-    compiled = build.choose_compile(settings.compile, learner)
+    compiled = compiling.choose(settings.compile, learner)
     if not loss.xla:
         say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
     state, compiled = _restore(run, resume, learner, compiled, num_steps, data)
@@ -95,17 +98,26 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
             say(f"warning: {error}; older ones are as they were, and training goes on")
 
     with placement.scope():
-        chunk = make_chunk(learner, data.train, batch_size, plan.steps_per_call, compiled == "chunk", plan.max_skipped)
-        evaluate = make_evaluate(learner, data, batch_size)
         wanted = job.config.gradient
-        audit = Audit(learner, data, wanted.audit_tolerance, wanted.on_audit == "stop", compiled == "chunk")
+
+        def make(way: str) -> Chunk:
+            update = Update(batch_size, way, settings.accumulate, plan.audit_every)
+            return make_chunk(learner, data.train, update, plan.steps_per_call, plan.max_skipped, wanted.audit_tolerance)
+
+        if compiled == "measure":
+            compiled, chunk = compiling.measure(learner, make, order.batches(0, plan.steps_per_call))
+        else:
+            chunk = make(compiled)
+        evaluate = make_evaluate(learner, data, batch_size)
+        audit = Audit(learner, data.train.rows, wanted.on_audit == "stop")
     with (
         placement.scope(),
+        Feed(order, plan.steps_per_call) as feed,
         Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
         ProgressLine(num_steps, state.step) as progress,
     ):
         try:
-            outcome = run_loop(plan, state, order, chunk, learner.tags, evaluate, audit, save, recorder, progress, signals)
+            outcome = run_loop(plan, state, feed, chunk, learner.tags, evaluate, audit, save, recorder, progress, signals)
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
                 raise
@@ -121,10 +133,11 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     return 0, outcome.cause
 
 
-def _plan(settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int) -> Plan:
+def _plan(settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int, batch_size: int) -> Plan:
     return Plan(
         num_steps=num_steps,
-        steps_per_call=min(settings.steps_per_call, num_steps),
+        steps_per_call=min(settings.steps_per_call or _most_steps(batch_size), num_steps),
+        adapts=settings.steps_per_call is None,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
         save_every=saving.every,
@@ -137,9 +150,21 @@ def _plan(settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int,
     )
 
 
-def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int) -> None:
-    if batch_size % learner.num_replicas:
-        raise ConfigError(f"data.batch_size={batch_size} can't be divided among {learner.num_replicas} replicas: type a multiple")
+def _most_steps(batch_size: int) -> int:
+    """In a chunk, whose buffers of indices stay small."""
+    return max(1, min(_MOST_STEPS, _MOST_INDICES // batch_size))
+
+
+def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, accumulate: int) -> None:
+    parts = learner.num_replicas * accumulate
+    if batch_size % parts:
+        among = f"{learner.num_replicas} replicas" + (f" times trainer.accumulate={accumulate}" if accumulate > 1 else "")
+        raise ConfigError(f"data.batch_size={batch_size} can't be divided among {among}: type a multiple of {parts}")
+    if accumulate > 1 and learner.loss.coupled:
+        raise ConfigError(
+            f"trainer.accumulate={accumulate}: the loss {learner.loss.name} takes the examples of a batch together: "
+            "type trainer.accumulate=1"
+        )
     if plan.audit_every and len(learner.loss.modes) < 2:
         raise ConfigError(
             f"gradient.audit_every={plan.audit_every}: the loss {learner.loss.name} has gradient={learner.loss.modes[0]} alone, and "
@@ -172,7 +197,7 @@ def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_step
         say(f"the learning rate's schedule spanned {length} steps until step {state.step}; from here it spans {num_steps}")
     if before != learner.gradient_mode:
         say(f"the run went by gradient={before} until step {state.step}; from here by gradient={learner.gradient_mode}")
-    if learner.strategy is None and learner.loss.xla:
+    if snapshot.state["compile"] in compiling.possible(learner):
         compiled = snapshot.state["compile"]  # going on to the bit; XLA rounds in its own way
     return state, compiled
 
@@ -186,6 +211,7 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
         "gradient_mode": learner.gradient_mode,
         "gradient_check": proof,
         "compile": compiled,
+        "time_shares": {activity: round(share, 4) for activity, share in outcome.time_shares.items()},
         "final": {tag: plain(value) for tag, value in outcome.final.items()},
         "best": {tag: plain(value) for tag, value in state.best.items()},
     }

@@ -22,8 +22,8 @@ _DOUBLED = {
     "use_ema": "type trainer.ema_decay, such as trainer.ema_decay=0.999",
     "ema_momentum": "type trainer.ema_decay, such as trainer.ema_decay=0.999",
     "ema_overwrite_frequency": "type trainer.ema_decay; the average is evaluated and never overwrites the weights",
-    "loss_scale_factor": "losses and gradients are float32, and precision=mixed_bfloat16 needs no scaling",
-    "gradient_accumulation_steps": "accumulation is not available; type a larger data.batch_size",
+    "loss_scale_factor": "precision=mixed_float16 scales the loss; its precision.loss_scale is what it begins with",
+    "gradient_accumulation_steps": "type trainer.accumulate, the parts into which a batch is divided",
 }
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.audit import TAGS as AUDIT_TAGS
+from trainer.data.feed import Feed
 from trainer.data.order import Order
 from trainer.errors import DivergedError
-from trainer.loop import Plan, State, run_loop
+from trainer.loop import Clock, Pace, Plan, State, run_loop
 from trainer.signals import Signals
 
 TAGS = ["loss", "grad_norm/global", "grad_norm/first", "grad_norm/second"]
@@ -16,10 +18,11 @@ class Record:
     """What the loop hands over: steps, saves, evaluations."""
 
     def __init__(self):
-        self.steps, self.saved, self.evaluated, self.audited = [], [], [], []
+        self.steps, self.saved, self.evaluated, self.audited, self.extra = [], [], [], [], {}
 
-    def put(self, steps, rows, evaluation):
+    def put(self, steps, rows, extra):
         self.steps += steps.tolist()
+        self.extra |= extra
 
     def flush(self):
         pass
@@ -28,25 +31,31 @@ class Record:
         pass
 
 
-def run(bad=(), metric=lambda step: 1.0, state=None, objections=(), **settings):
-    """Runs steps of which those in `bad` are not finite; `metric(step)` is what evaluation gives; audits in `objections` object."""
+def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), **settings):
+    """Runs steps of which those in `bad` are not finite, and at those in `parted` the gradients part.
+
+    `metric(step)` is what evaluation gives; the audit objects to the steps in `objections`.
+    """
     defaults = {
-        "num_steps": 20, "steps_per_call": 6, "log_every": 1, "eval_every": 0, "save_every": 0, "monitor": "eval/loss", "goal": "min",
+        "num_steps": 20, "steps_per_call": 6, "adapts": False, "log_every": 1,
+        "eval_every": 0, "save_every": 0, "monitor": "eval/loss", "goal": "min",
         "patience": 0, "min_delta": 0.0, "max_skipped": 0,
     }  # fmt: skip
     plan, state, record = Plan(**defaults | settings), state or State(), Record()
 
-    def chunk(_, num_steps, skipped):
-        rows, skipped = np.zeros([plan.steps_per_call, 4], np.float32), int(skipped)
+    def chunk(_, step, num_steps, skipped):
+        assert int(step) == state.step
+        rows, skipped = np.zeros([plan.steps_per_call, 4 + len(AUDIT_TAGS)], np.float32), int(skipped)
         for i in range(int(num_steps)):
+            rows[i, 4:] = state.step + i + 1
             if state.step + i + 1 in bad:
-                rows[i] = [1, np.inf, 1, np.inf]
+                rows[i, :4] = [1, np.inf, 1, np.inf]
                 skipped += 1
             else:
                 skipped = 0
-            if skipped > plan.max_skipped:
+            if skipped > plan.max_skipped or state.step + i + 1 in parted:
                 break
-        return tf.constant(rows), i + 1, skipped
+        return tf.constant(rows), i + 1, skipped, state.step + i + 1 in parted
 
     def evaluate():
         record.evaluated.append(state.step)
@@ -54,14 +63,15 @@ def run(bad=(), metric=lambda step: 1.0, state=None, objections=(), **settings):
 
     def audit(step, batch):
         record.audited.append((step, batch.tolist()))
-        return {"gradient_audit/cosine": 1.0}, "the gradient is wrong" if step in objections else None
+        return "the gradient is wrong" if step in objections else None
 
     def save(last):
         record.saved.append((state.step, last))
 
     outcome = None
     try:
-        outcome = run_loop(plan, state, Order(40, 4, 0), chunk, TAGS, evaluate, audit, save, record, record, Signals())
+        with Feed(Order(40, 4, 0), plan.steps_per_call) as feed:
+            outcome = run_loop(plan, state, feed, chunk, TAGS, evaluate, audit, save, record, record, Signals())
     except DivergedError as error:
         return state, record, str(error)
     return state, record, outcome
@@ -75,13 +85,24 @@ def test_borders():
     assert (state.step, outcome.cause) == (20, "finished")
 
 
-def test_audits_see_the_batch_of_their_step():
-    _, record, _ = run(audit_every=5)
-    assert record.audited == [(step, Order(40, 4, 0).batches(step - 1, 1)[0].tolist()) for step in (5, 10, 15, 20)]
+def test_audits_are_recorded_whatever_the_chunks():
+    _, record, _ = run(audit_every=5, eval_every=10, log_every=4)
+    assert record.extra[5] == dict.fromkeys(AUDIT_TAGS, 5.0)
+    assert record.extra[20] == dict.fromkeys(AUDIT_TAGS, 20.0) | {"eval/loss": 1.0}
+    assert sorted(record.extra) == [5, 10, 15, 20]
+    assert record.steps == [4, 5, 8, 10, 12, 15, 16, 20]
+    assert record.audited == []
+
+
+def test_gradients_that_part_are_decided_about_on_the_batch_of_their_step():
+    _, record, outcome = run(audit_every=5, parted=(5, 15))
+    assert record.audited == [(step, Order(40, 4, 0).batches(step - 1, 1)[0].tolist()) for step in (5, 15)]
+    assert record.steps == list(range(1, 21))
+    assert outcome.cause == "finished"
 
 
 def test_an_objection_ends_the_run_with_its_state_saved():
-    state, record, message = run(audit_every=5, objections=(10,))
+    state, record, message = run(audit_every=5, parted=(5, 10), objections=(10,))
     assert message == "the gradient is wrong"
     assert state.step == 10
     assert record.steps == list(range(1, 11))
@@ -131,3 +152,32 @@ def test_a_metric_that_is_not_finite_is_never_the_best():
     assert state.best["step"] == 8
     state, _, _ = run(metric=lambda _: float("nan"), eval_every=2)
     assert state.best == {}
+
+
+def test_shares_of_time_add_up():
+    clock = Clock()
+    with clock("step"):
+        pass
+    with clock("evaluation"):
+        assert clock.last >= 0
+    clock.count(5)
+    shares = clock.shares()
+    assert set(shares) == {"input", "step", "evaluation", "checkpoint", "logging"}
+    assert 0 < sum(shares.values()) <= 1
+    assert shares["checkpoint"] == 0
+
+
+def test_chunks_grow_to_a_fifth_of_a_second():
+    pace = Pace(100, True)
+    pace.count(8, 60.0)  # traced and compiled
+    assert pace.num_steps == 8
+    pace.count(8, 0.008)
+    assert pace.num_steps == 32  # not at once
+    pace.count(32, 0.064)
+    assert pace.num_steps == 100  # the most
+    pace.count(100, 1.0)
+    assert pace.num_steps == 20
+    pace.count(20, 100.0)
+    assert pace.num_steps == 1
+    assert Pace(100, False).num_steps == 100
+    assert Pace(3, True).num_steps == 3

@@ -1,0 +1,118 @@
+"""Whole runs in every way of compiling, in parts, and in half precision: what is learned is the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer import compiling, config, job
+from trainer.errors import ConfigError, DivergedError
+
+QUICK = ("trainer.steps=24", "trainer.eval_every=0", "gradient.verify_at_start=false", "optimizer=sgd", "optimizer.learning_rate=0.1")
+NORMALIZED = ("model.batch_normalization=true", "model.dropout=0.2")
+
+
+def train(folder: Path, *overrides: str) -> list[dict]:
+    assert job.run(config.load([*QUICK, f"hydra.run.dir={folder}", *overrides])) == 0
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(lines: list[dict], expected: list[dict], rel: float, tags: tuple[str, ...] = ()) -> None:
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        for tag in tags or other:
+            assert line[tag] == pytest.approx(other[tag], rel=rel, abs=1e-6), (line["step"], tag)
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("way", ["step", "chunk"])
+def test_every_way_learns_the_same(tmp_path, way):
+    expected = train(tmp_path / "graph", "trainer.compile=graph", "trainer.clip_norm=0.5", *NORMALIZED)
+    found = train(tmp_path / way, f"trainer.compile={way}", "trainer.clip_norm=0.5", *NORMALIZED)
+    assert_alike(found, expected, 1e-4)
+    assert summary(tmp_path / way)["compile"] == way
+
+
+def test_a_step_by_xla_on_replicas(tmp_path):
+    expected = train(tmp_path / "one", "trainer.compile=graph", *NORMALIZED)
+    found = train(tmp_path / "two", "trainer.compile=step", "strategy=cpu_sim", *NORMALIZED)
+    assert_alike(found, expected, 1e-3)
+    with pytest.raises(ConfigError, match=r"one replica only: type trainer\.compile=step"):
+        train(tmp_path / "three", "trainer.compile=chunk", "strategy=cpu_sim")
+
+
+@pytest.mark.parametrize("overrides", [["trainer.compile=graph"], ["trainer.compile=chunk"], ["strategy=cpu_sim", "trainer.compile=graph"]])
+def test_a_batch_in_parts_is_the_same_update(tmp_path, overrides):
+    expected = train(tmp_path / "whole", *overrides, "model.dropout=0.2")
+    assert_alike(train(tmp_path / "parts", *overrides, "model.dropout=0.2", "trainer.accumulate=4"), expected, 1e-4)
+
+
+def test_parts_that_cannot_be(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.accumulate=5: type a multiple of 5"):
+        train(tmp_path / "a", "trainer.accumulate=5")
+    with pytest.raises(ConfigError, match=r"type trainer\.accumulate=1"):
+        train(tmp_path / "b", "trainer.accumulate=2", "loss=infonce", "data=digit_views")
+
+
+def test_measuring_leaves_the_run_as_it_would_have_been(tmp_path, capsys):
+    train(tmp_path / "measured", "trainer.compile=measure", *NORMALIZED)
+    way = summary(tmp_path / "measured")["compile"]
+    said = capsys.readouterr().out
+    assert f"trainer.compile=measure: {way}, of chunk " in said
+    assert all(f"{name} " in said.partition(", of ")[2] for name in ("chunk", "step", "graph"))
+    train(tmp_path / "typed", f"trainer.compile={way}", *NORMALIZED)
+    assert (tmp_path / "measured/metrics.jsonl").read_text() == (tmp_path / "typed/metrics.jsonl").read_text()
+
+
+def test_a_run_goes_on_as_it_was_compiled(tmp_path):
+    train(tmp_path, "trainer.steps=10", "trainer.compile=auto")
+    assert summary(tmp_path)["compile"] == "chunk"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_the_plain_run_to_its_digits(tmp_path, policy):
+    expected = train(tmp_path / "plain")
+    found = train(tmp_path / policy, f"precision={policy}")
+    assert_alike(found, expected, 0.05, ("loss", "grad_norm/global", "param_norm/global"))
+
+
+def test_an_overflow_by_the_loss_scale_is_no_divergence(tmp_path):
+    lines = train(tmp_path, "precision=mixed_float16", "precision.loss_scale=1e9", "precision.loss_scale_every=4")
+    overflows = [line["loss_scale/overflow"] for line in lines]
+    first = overflows.index(0)
+    assert first > 5
+    assert [line["loss_scale"] for line in lines[:3]] == [1e9, 5e8, 2.5e8]
+    assert lines[first + 4]["loss_scale"] == 2 * lines[first]["loss_scale"]  # four steps went well
+    for line in lines[:first]:
+        assert line["grad_norm/global"] in ("inf", "NaN")
+        assert isinstance(line["loss"], float)
+        assert line["update_norm/global"] == 0
+
+
+def test_a_loss_that_is_not_finite_is_one_in_half_precision_too(tmp_path):
+    with pytest.raises(DivergedError, match="diverged"):
+        train(tmp_path, "precision=mixed_float16", "optimizer.learning_rate=1e30")
+
+
+def test_all_that_is_learned_goes_on(tmp_path):
+    """The loss scale and its counter are in the checkpoint."""
+    overrides = ("precision=mixed_float16", "precision.loss_scale=1e7", "precision.loss_scale_every=4")
+    straight = train(tmp_path / "straight", *overrides)
+    train(tmp_path / "halves", "trainer.steps=13", *overrides)
+    assert train(tmp_path / "halves", *overrides) == straight
+
+
+def test_threads_are_left_alone_where_replicas_need_them(monkeypatch):
+    calls = []
+    monkeypatch.setattr(compiling.tf.config.threading, "set_inter_op_parallelism_threads", calls.append)
+    for name in ("cpu_sim", "mirrored"):
+        compiling.set_threads(compiling.schema.Strategy(name=name))
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")
+    compiling.set_threads(compiling.schema.Strategy(name="auto"))
+    assert not calls
+    monkeypatch.delenv("TF_NUM_INTEROP_THREADS")
+    compiling.set_threads(compiling.schema.Strategy(name="auto"))
+    assert calls == [1]

@@ -1,0 +1,104 @@
+"""How a job is compiled, and on how many threads it runs: a rule, the same on every run, or what measuring finds fastest."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import schema
+from trainer.chunk import Chunk
+from trainer.errors import ConfigError
+from trainer.learner import Learner
+from trainer.progress import say
+
+_REPEATS = 5
+_SECONDS = 0.3  # of one repeat
+
+
+def set_threads(strategy: schema.Strategy) -> None:
+    """Before TensorFlow starts: on the CPU without replicas, one thread hands out operations, and all cores compute them.
+
+    The operations of a step hang on one another: handing them from thread to thread costs up to half of a small model's speed.
+    TF_NUM_INTEROP_THREADS in the environment says otherwise.
+    """
+    if "TF_NUM_INTEROP_THREADS" in os.environ or strategy.name not in ("auto", "one_device") or tf.config.list_physical_devices("GPU"):
+        return
+    try:
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:  # TensorFlow runs already, in a process that did something else before
+        return
+
+
+def possible(learner: Learner) -> list[str]:
+    """The ways in which a job can be compiled."""
+    if not learner.loss.xla:
+        return ["graph"]
+    return ["chunk", "step", "graph"] if learner.strategy is None else ["step", "graph"]
+
+
+def choose(setting: str, learner: Learner) -> str:
+    """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
+
+    On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
+    attention lose a little, and many times over with a loss that goes through their output layer in chunks.
+    """
+    if setting not in (*possible(learner), "auto", "measure"):
+        reason = f"the loss {learner.loss.name} can't be compiled by XLA" if not learner.loss.xla else "it works on one replica only"
+        raise ConfigError(f"trainer.compile={setting}: {reason}: type trainer.compile={possible(learner)[0]}")
+    if setting != "auto":
+        return setting
+    slow = any(word in type(layer).__name__ for layer in _layers(learner.model) for word in ("Conv", "Attention"))
+    random = any(variable.name == "seed_generator_state" for variable in learner.state)
+    on_cpu = not tf.config.list_logical_devices("GPU")
+    return "chunk" if "chunk" in possible(learner) and on_cpu and not slow and not random else "graph"
+
+
+def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray) -> tuple[str, Chunk]:
+    """The fastest of the possible ways on the job itself, and its chunk; what was learned meanwhile is forgotten.
+
+    Args:
+        learner: what is trained.
+        make: a chunk by its way.
+        indices: of a chunk, [K, batch_size].
+    """
+    before = learner.capture()
+    chunks = {way: make(way) for way in possible(learner)}
+    seconds: dict[str, float] = {}
+    for way, chunk in chunks.items():
+        try:
+            seconds[way] = _seconds(chunk, indices)
+        except tf.errors.InvalidArgumentError as error:
+            if "tf2xla conversion failed" not in str(error):
+                raise
+            say(f"trainer.compile=measure: XLA can't compile {way}")
+        learner.restore(before)
+    best = min(seconds, key=lambda way: seconds[way])
+    say(f"trainer.compile=measure: {best}, of {_listed(seconds)}")
+    return best, chunks[best]
+
+
+def _seconds(chunk: Chunk, indices: np.ndarray) -> float:
+    """Of a step, the median of some chunks after the first, which is traced and compiled."""
+
+    def timed(num_steps: int) -> float:
+        started = time.perf_counter()
+        num_done = chunk(tf.constant(indices), tf.constant(0), tf.constant(num_steps), tf.constant(0))[1]
+        return (time.perf_counter() - started) / int(num_done)
+
+    timed(1)
+    num_steps = max(1, min(len(indices), int(_SECONDS / timed(min(len(indices), 4)))))
+    return statistics.median(timed(num_steps) for _ in range(_REPEATS))
+
+
+def _listed(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{way} {1e3 * each:.3g} ms a step" for way, each in seconds.items())
+
+
+def _layers(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    for layer in getattr(model, "layers", []):
+        yield layer
+        yield from _layers(layer)
