@@ -13,6 +13,7 @@ from trainer.chunk import Chunk
 from trainer.data.feed import Feed
 from trainer.errors import DivergedError
 from trainer.logs import Recorder
+from trainer.profiler import Profiler
 from trainer.progress import ProgressLine
 from trainer.signals import Signals
 
@@ -47,11 +48,13 @@ class Plan:
     min_delta: float
     max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run
     audit_every: int = 0
+    borders: tuple[int, ...] = ()  # further steps after which a chunk must end
 
     def next_border(self, step: int, most: int) -> int:
         """The next step after `step` at which the host has to do something, at most `most` away."""
         periods = [period for period in (self.eval_every, self.save_every) if period]
-        return min([self.num_steps, step + most, *((step // period + 1) * period for period in periods)])
+        further = (border for border in self.borders if border > step)
+        return min([self.num_steps, step + most, *further, *((step // period + 1) * period for period in periods)])
 
     def is_due(self, period: int, step: int) -> bool:
         """Whether what happens every `period` steps happens after `step`; all of it happens at the end."""
@@ -84,6 +87,7 @@ def run_loop(
     audit: Callable[[int, np.ndarray], str | None],
     save: Callable[[bool], None],
     recorder: Recorder,
+    profiler: Profiler,
     progress: ProgressLine,
     signals: Signals,
 ) -> Outcome:
@@ -103,6 +107,7 @@ def run_loop(
         border = plan.next_border(state.step, pace.num_steps)
         with clock("input"):
             indices = feed.take(state.step, then=border)
+        profiler.before(state.step)
         with clock("step"):
             rows, num_done, skipped, parted = chunk(*map(tf.constant, (indices, state.step, border - state.step, state.skipped)))
             rows = rows.numpy()[: int(num_done)]
@@ -112,6 +117,7 @@ def run_loop(
         rows, measures = rows[:, : len(tags)], rows[:, len(tags) :]
         finite = np.isfinite(rows[:, :2]).all(axis=1)  # the loss and the global gradient norm
         state.step, state.skipped = int(steps[-1]), int(skipped)
+        profiler.after(state.step)
         diverged = state.skipped > plan.max_skipped
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))
         logged = (steps % plan.log_every == 0) | (steps == plan.num_steps) | ~finite

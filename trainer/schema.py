@@ -111,6 +111,7 @@ class Logging:
 
     tensorboard: bool = True
     per_variable: bool = True  # the gradient norm of every variable, grad_norm/<path>
+    profile_steps: list[int] = dataclasses.field(default_factory=list)  # first and last step of a profile; empty: none
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """A run's training: objects, restored state, gradient check, loop, summary."""
 
+import contextlib
 import dataclasses
 import json
 import resource
@@ -24,6 +25,7 @@ from trainer.evaluation import LARGER_IS_BETTER, make_evaluate, metric_names
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
 from trainer.loop import Outcome, Plan, State, run_loop
+from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, closing_table, say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
@@ -60,7 +62,9 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     num_steps = build.num_steps(settings, len(data.train), batch_size)
     learner = build.build_learner(job, placement, loss, data, num_steps)
     order = Order(len(data.train), batch_size, job.config.seed)
-    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps, batch_size)
+    logging = schema.section(schema.Logging, job.config.logging)
+    profiler = Profiler(run.file("tensorboard"), _window(logging.profile_steps))
+    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps, batch_size, profiler.borders)
     _check_plan(plan, learner, data, batch_size, settings.accumulate)
 
     compiled = compiling.choose(settings.compile, learner)
@@ -113,11 +117,12 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     with (
         placement.scope(),
         Feed(order, plan.steps_per_call) as feed,
-        Recorder(run.path, learner.tags, job.config.logging.tensorboard, state.step) as recorder,
+        Recorder(run.path, learner.tags, logging.tensorboard, state.step) as recorder,
+        contextlib.closing(profiler),
         ProgressLine(num_steps, state.step) as progress,
     ):
         try:
-            outcome = run_loop(plan, state, feed, chunk, learner.tags, evaluate, audit, save, recorder, progress, signals)
+            outcome = run_loop(plan, state, feed, chunk, learner.tags, evaluate, audit, save, recorder, profiler, progress, signals)
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
                 raise
@@ -133,7 +138,9 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     return 0, outcome.cause
 
 
-def _plan(settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int, batch_size: int) -> Plan:
+def _plan(
+    settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int, batch_size: int, borders: tuple[int, ...]
+) -> Plan:
     return Plan(
         num_steps=num_steps,
         steps_per_call=min(settings.steps_per_call or _most_steps(batch_size), num_steps),
@@ -147,7 +154,17 @@ def _plan(settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int,
         min_delta=settings.early_stopping.min_delta,
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
         audit_every=audit_every,
+        borders=borders,
     )
+
+
+def _window(steps: list[int]) -> tuple[int, int] | None:
+    if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+        raise ConfigError(
+            f"logging.profile_steps={steps}: must be the first and the last step, counted from 1, or empty; type for example "
+            "logging.profile_steps=[101,200]"
+        )
+    return (steps[0], steps[1]) if steps else None
 
 
 def _most_steps(batch_size: int) -> int:

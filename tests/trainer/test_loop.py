@@ -1,5 +1,7 @@
 """The loop with a chunk that gives rows made up here."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ from trainer.data.feed import Feed
 from trainer.data.order import Order
 from trainer.errors import DivergedError
 from trainer.loop import Clock, Pace, Plan, State, run_loop
+from trainer.profiler import Profiler
 from trainer.signals import Signals
 
 TAGS = ["loss", "grad_norm/global", "grad_norm/first", "grad_norm/second"]
@@ -71,7 +74,7 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), *
     outcome = None
     try:
         with Feed(Order(40, 4, 0), plan.steps_per_call) as feed:
-            outcome = run_loop(plan, state, feed, chunk, TAGS, evaluate, audit, save, record, record, Signals())
+            outcome = run_loop(plan, state, feed, chunk, TAGS, evaluate, audit, save, record, Profiler(Path(), None), record, Signals())
     except DivergedError as error:
         return state, record, str(error)
     return state, record, outcome
@@ -83,6 +86,11 @@ def test_borders():
     assert record.evaluated == [8, 16, 20]
     assert record.saved == [(5, False), (8, False), (10, False), (15, False), (20, True)]
     assert (state.step, outcome.cause) == (20, "finished")
+
+
+def test_further_borders():
+    plan = Plan(100, 40, True, 1, 30, 0, "eval/loss", "min", 0, 0.0, 0, borders=(9, 20))
+    assert [plan.next_border(step, 40) for step in (0, 9, 10, 20, 30, 90)] == [9, 20, 20, 30, 60, 100]
 
 
 def test_audits_are_recorded_whatever_the_chunks():
