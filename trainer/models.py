@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from trainer.errors import ConfigError
+from trainer.layers import Dropout
 
 DEFAULT_OUTPUTS = 16  # where the loss takes any width, as of embeddings
 
@@ -27,6 +28,7 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     activation: str = "relu",
     batch_normalization: bool = False,
+    dropout: float = 0.0,
 ) -> keras.Model:
     """Dense layers one after another, `[batch, *input_shape] -> [batch, num_outputs]`.
 
@@ -36,12 +38,14 @@ def mlp(
         hidden: units of every hidden layer.
         activation: of the hidden layers, by its Keras name.
         batch_normalization: whether a hidden layer is normalized over the batch before its activation.
+        dropout: share of every hidden layer's outputs that is dropped in training, in [0, 1).
 
     Raises:
-        ConfigError: units that are no list of numbers >= 1; an unknown activation.
+        ConfigError: units that are no list of numbers >= 1; an unknown activation; a dropout outside of its limits.
     """
     check_sizes("hidden", hidden)
     check_activation(activation)
+    check_dropout(dropout)
     inputs = keras.Input(input_shape, name="features")
     x = _flat(inputs)
     for i, units in enumerate(hidden, start=1):
@@ -49,6 +53,7 @@ def mlp(
         if batch_normalization:
             x = keras.layers.BatchNormalization(synchronized=tf.distribute.has_strategy(), name=f"normalization_{i}")(x)
         x = keras.layers.Activation(activation, name=f"activation_{i}")(x)
+        x = dropped(x, dropout, f"dropout_{i}")
     return with_head("mlp", inputs, x, num_outputs)
 
 
@@ -59,6 +64,7 @@ def cnn(
     kernel_size: int = 3,
     dense: int = 128,
     activation: str = "relu",
+    dropout: float = 0.0,
 ) -> keras.Model:
     """Convolutions, each followed by a pooling of 2 x 2, then a dense layer; `[batch, height, width, channels] -> [batch, num_outputs]`.
 
@@ -69,9 +75,11 @@ def cnn(
         kernel_size: height and width of the convolutions, pixels.
         dense: units of the layer before the output.
         activation: of all layers but the output, by its Keras name.
+        dropout: share of what the output layer gets that is dropped in training, in [0, 1).
 
     Raises:
-        ConfigError: the input is no image, or too small for so many poolings; sizes below 1; an unknown activation.
+        ConfigError: the input is no image, or too small for so many poolings; sizes below 1; an unknown activation; a dropout outside
+            of its limits.
     """
     if len(input_shape) != 3:
         raise ConfigError(
@@ -82,6 +90,7 @@ def cnn(
     check_sizes("kernel_size", [kernel_size])
     check_sizes("dense", [dense])
     check_activation(activation)
+    check_dropout(dropout)
     if min(input_shape[:2]) < 2 ** len(filters):
         raise ConfigError(f"model.filters={list(filters)} halves height and width {len(filters)} times: too often for {list(input_shape)}")
     inputs = keras.Input(input_shape, name="features")
@@ -90,7 +99,7 @@ def cnn(
         x = keras.layers.Conv2D(num_filters, kernel_size, padding="same", activation=activation, name=f"convolution_{i}")(x)
         x = keras.layers.MaxPooling2D(name=f"pooling_{i}")(x)
     x = keras.layers.Dense(dense, activation=activation, name="dense")(_flat(x))
-    return with_head("cnn", inputs, x, num_outputs)
+    return with_head("cnn", inputs, dropped(x, dropout, "dropout"), num_outputs)
 
 
 def _flat(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -104,6 +113,11 @@ def with_head(name: str, inputs: keras.KerasTensor, x: keras.KerasTensor, num_ou
     return keras.Model(inputs, outputs, name=name)
 
 
+def dropped(x: keras.KerasTensor, rate: float, name: str) -> keras.KerasTensor:
+    """`x` with a share of it dropped in training; at rate 0 the model has no such layer."""
+    return Dropout(rate, name=name)(x) if rate else x
+
+
 def check_sizes(key: str, sizes: Any) -> None:
     if not isinstance(sizes, Sequence) or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ConfigError(f"model.{key}={sizes} must be whole numbers >= 1; lists are typed as model.hidden=[64,32]")
@@ -114,3 +128,8 @@ def check_activation(activation: str) -> None:
         keras.activations.get(activation)
     except ValueError as error:
         raise ConfigError(f"model.activation={activation} is no Keras activation; such are relu, gelu, silu, tanh, sigmoid") from error
+
+
+def check_dropout(rate: float) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ConfigError(f"model.dropout={rate} must be a number >= 0 and < 1")

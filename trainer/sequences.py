@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from trainer.errors import ConfigError
-from trainer.models import check_activation, check_sizes, with_head
+from trainer.models import check_activation, check_dropout, check_sizes, dropped, with_head
 
 
 class Positions(keras.layers.Layer):
@@ -49,18 +49,19 @@ def transformer(
         check_sizes(key, [size])
     if width % num_heads:
         raise ConfigError(f"model.width={width} must be a multiple of model.num_heads={num_heads}")
-    if isinstance(dropout, bool) or not 0 <= dropout < 1:
-        raise ConfigError(f"model.dropout={dropout} must be a number >= 0 and < 1")
+    check_dropout(dropout)
     inputs = keras.Input(input_shape, dtype="int32", name="features")
     x = keras.layers.Embedding(num_tokens, width, embeddings_initializer=_small(), name="embedding")(inputs)
     x = Positions(name="positions")(x)
     for i in range(1, num_layers + 1):
         normal = keras.layers.LayerNormalization(name=f"attention_norm_{i}")(x)
         attention = keras.layers.MultiHeadAttention(num_heads, width // num_heads, name=f"attention_{i}")
-        x = keras.layers.add([x, _dropped(attention(normal, normal, use_causal_mask=True), dropout)], name=f"attention_sum_{i}")
+        seen = dropped(attention(normal, normal, use_causal_mask=True), dropout, f"attention_dropout_{i}")
+        x = keras.layers.add([x, seen], name=f"attention_sum_{i}")
         normal = keras.layers.LayerNormalization(name=f"dense_norm_{i}")(x)
         wide = keras.layers.Dense(4 * width, "gelu", name=f"wide_{i}")(normal)
-        x = keras.layers.add([x, _dropped(keras.layers.Dense(width, name=f"narrow_{i}")(wide), dropout)], name=f"dense_sum_{i}")
+        narrow = dropped(keras.layers.Dense(width, name=f"narrow_{i}")(wide), dropout, f"dense_dropout_{i}")
+        x = keras.layers.add([x, narrow], name=f"dense_sum_{i}")
     x = keras.layers.LayerNormalization(dtype="float32", name="norm")(x)
     return keras.Model(inputs, x, name="transformer") if num_outputs is None else with_head("transformer", inputs, x, num_outputs)
 
@@ -93,10 +94,6 @@ def frames(
     for i, num_filters in enumerate(filters, start=1):
         x = keras.layers.Conv1D(num_filters, kernel_size, padding="same", activation=activation, name=f"convolution_{i}")(x)
     return with_head("frames", inputs, x, num_outputs)
-
-
-def _dropped(x: keras.KerasTensor, rate: float) -> keras.KerasTensor:
-    return keras.layers.Dropout(rate)(x) if rate else x
 
 
 def _small() -> keras.Initializer:

@@ -8,6 +8,7 @@ import losses
 from trainer import models
 from trainer.data.synthetic import LinearRegression
 from trainer.errors import ConfigError
+from trainer.layers import Dropout
 
 
 def paths(model: keras.Model) -> list[str]:
@@ -66,6 +67,20 @@ def test_mlp_follows_its_arguments():
     np.testing.assert_allclose(model(x), np.tanh(np.tanh(x @ k1 + b1) @ k2 + b2) @ k3 + b3, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("build", "places"), [(models.mlp, ["dropout_1", "dropout_2"]), (models.cnn, ["dropout"])])
+def test_dropout_is_before_every_dense_layer_that_follows(build, places):
+    plain, random = build((8, 8, 1), 3), build((8, 8, 1), 3, dropout=0.25)
+    assert [layer.name for layer in random.layers if layer not in places and not layer.name.startswith("dropout")] == [
+        layer.name for layer in plain.layers
+    ]
+    dropouts = [layer for layer in random.layers if isinstance(layer, Dropout)]
+    assert [layer.name for layer in dropouts] == places
+    assert {layer.rate for layer in dropouts} == {0.25}
+    assert random.layers[-2] is dropouts[-1]
+    assert paths(random) == paths(plain)
+    assert not random.non_trainable_variables
+
+
 def test_mlp_without_hidden_layers_is_linear():
     assert paths(models.mlp((4,), 2, hidden=[])) == ["output/kernel", "output/bias"]
 
@@ -99,6 +114,10 @@ def test_cnn_refuses_what_is_no_image():
         (models.cnn, "kernel_size", 0),
         (models.cnn, "dense", 0),
         (models.cnn, "activation", "relo"),
+        (models.mlp, "dropout", 1.0),
+        (models.mlp, "dropout", True),
+        (models.cnn, "dropout", -0.1),
+        (models.cnn, "dropout", "none"),
     ],
 )
 def test_arguments_are_checked(build, key, value):
