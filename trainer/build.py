@@ -268,6 +268,7 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
         ema,
         job.config.logging.per_variable,
         scaler,
+        job.config.seed,
     )
 
 

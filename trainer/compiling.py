@@ -35,9 +35,14 @@ def set_threads(strategy: schema.Strategy) -> None:
 
 def possible(learner: Learner) -> list[str]:
     """The ways in which a job can be compiled."""
-    if not learner.loss.xla:
+    if not learner.loss.xla or synchronizes(learner):
         return ["graph"]
     return ["chunk", "step", "graph"] if learner.strategy is None else ["step", "graph"]
+
+
+def synchronizes(learner: Learner) -> bool:
+    """Whether replicas wait for each other within the model, which no compiled or repeated part of a step can hold."""
+    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in _layers(learner.model))
 
 
 def choose(setting: str, learner: Learner) -> str:
@@ -47,7 +52,9 @@ def choose(setting: str, learner: Learner) -> str:
     attention lose a little, and many times over with a loss that goes through their output layer in chunks.
     """
     if setting not in (*possible(learner), "auto", "measure"):
-        reason = f"the loss {learner.loss.name} can't be compiled by XLA" if not learner.loss.xla else "it works on one replica only"
+        reason = "it works on one replica only" if learner.loss.xla else f"the loss {learner.loss.name} can't be compiled by XLA"
+        if setting == "step" and learner.loss.xla:
+            reason = "replicas normalize their batches together, which no XLA program can hold"
         raise ConfigError(f"trainer.compile={setting}: {reason}: type trainer.compile={possible(learner)[0]}")
     if setting != "auto":
         return setting

@@ -51,6 +51,7 @@ class Learner:
     ema: Sequence[tf.Variable] = ()  # beside model.trainable_variables
     per_variable: bool = True
     scaler: LossScale | None = None
+    seed: int = 0  # of layers' randomness
 
     @property
     def num_replicas(self) -> int:

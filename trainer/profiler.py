@@ -36,6 +36,4 @@ class Profiler:
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
-            say(
-                f"profiled steps {self._first} to {self._last}: tensorboard --logdir {self._folder}, with tensorboard-plugin-profile installed"
-            )
+            say(f"steps {self._first} to {self._last} are profiled: tensorboard --logdir {self._folder}, with tensorboard-plugin-profile")

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from losses.modes import per_example
-from trainer import audit
+from trainer import audit, randomness
 from trainer.errors import ConfigError
 from trainer.learner import Learner
 
@@ -152,7 +152,11 @@ def _part(
     """
     features, targets, example_weights = batch
     values = [*zip(learner.variables, weights, strict=True), *zip(learner.state, state, strict=True)]
-    with tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope(values, collect_losses=True) as scope:
+    with (
+        tf.GradientTape(watch_accessed_variables=False) as tape,
+        keras.StatelessScope(values, collect_losses=True) as scope,
+        randomness.at(learner.seed, step, places),
+    ):
         tape.watch(weights)
         predictions = learner.model(features, training=True)
         mask = None if example_weights is None else example_weights > 0

@@ -182,6 +182,11 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, a
             f"trainer.accumulate={accumulate}: the loss {learner.loss.name} takes the examples of a batch together: "
             "type trainer.accumulate=1"
         )
+    if accumulate > 1 and compiling.synchronizes(learner):
+        raise ConfigError(
+            f"trainer.accumulate={accumulate}: replicas normalize their batches together, which can't be done in parts: "
+            "type trainer.accumulate=1"
+        )
     if plan.audit_every and len(learner.loss.modes) < 2:
         raise ConfigError(
             f"gradient.audit_every={plan.audit_every}: the loss {learner.loss.name} has gradient={learner.loss.modes[0]} alone, and "

@@ -1,11 +1,15 @@
 """Whole runs in every way of compiling, in parts, and in half precision: what is learned is the same."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trainer import compiling, config, job
+from trainer import checkpoints, compiling, config, job
 from trainer.errors import ConfigError, DivergedError
 
 QUICK = ("trainer.steps=24", "trainer.eval_every=0", "gradient.verify_at_start=false", "optimizer=sgd", "optimizer.learning_rate=0.1")
@@ -37,11 +41,50 @@ def test_every_way_learns_the_same(tmp_path, way):
 
 
 def test_a_step_by_xla_on_replicas(tmp_path):
-    expected = train(tmp_path / "one", "trainer.compile=graph", *NORMALIZED)
-    found = train(tmp_path / "two", "trainer.compile=step", "strategy=cpu_sim", *NORMALIZED)
-    assert_alike(found, expected, 1e-3)
+    expected = train(tmp_path / "one", "trainer.compile=graph", "model.dropout=0.2")
+    found = train(tmp_path / "two", "trainer.compile=step", "strategy=cpu_sim", "model.dropout=0.2")
+    assert_alike(found, expected, 1e-4)
     with pytest.raises(ConfigError, match=r"one replica only: type trainer\.compile=step"):
         train(tmp_path / "three", "trainer.compile=chunk", "strategy=cpu_sim")
+
+
+@pytest.mark.slow
+def test_state_of_layers_on_replicas(tmp_path):
+    """In processes of their own: TensorFlow confuses the reductions of two models in one.
+
+    Every replica normalizes by its own share and averages what it moves. Keras' own dropout draws other numbers under XLA, at a rate
+    where that doesn't show; its generator's state goes on all the same.
+    """
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/own.yaml").write_text("_target_: package_with_state.own\n")
+    (tmp_path / "package_with_state.py").write_text(
+        "import keras\n"
+        "def own(input_shape, num_outputs):\n"
+        "    layers = keras.layers\n"
+        "    return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(16), layers.BatchNormalization(),\n"
+        "        layers.Activation('relu'), layers.Dropout(1e-6, seed=1), layers.Dense(num_outputs)])\n"
+    )
+    lines, arrays = {}, {}
+    for way in ("graph", "step"):
+        folder = tmp_path / way
+        overrides = ["model=own", "trust=[package_with_state]", "strategy=cpu_sim", f"trainer.compile={way}", f"hydra.run.dir={folder}"]
+        command = [sys.executable, "-m", "trainer", "--config-dir", str(tmp_path / "conf"), *QUICK, *overrides]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": str(tmp_path)})
+        lines[way] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        arrays[way] = checkpoints.load_newest(folder / "checkpoints")[0].arrays
+    assert_alike(lines["step"], lines["graph"], 1e-4)
+    for name, array in arrays["graph"].items():
+        np.testing.assert_allclose(arrays["step"][name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+    (moved,) = (array for name, array in arrays["step"].items() if name.endswith("moving_mean"))
+    assert np.abs(moved).max() > 1e-3
+    (drawn,) = (array for name, array in arrays["step"].items() if name.endswith("seed_generator_state"))
+    assert drawn[1] == 24
+
+
+def test_replicas_that_wait_for_each_other_are_no_xla_program(tmp_path):
+    for overrides in (["trainer.compile=step"], ["trainer.accumulate=2"]):
+        with pytest.raises(ConfigError, match=r"normalize their batches together.*: type trainer\."):
+            train(tmp_path / overrides[0].replace("=", "-"), *overrides, "strategy=cpu_sim", "model.batch_normalization=true")
 
 
 @pytest.mark.parametrize("overrides", [["trainer.compile=graph"], ["trainer.compile=chunk"], ["strategy=cpu_sim", "trainer.compile=graph"]])
