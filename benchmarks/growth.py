@@ -1,0 +1,202 @@
+"""Whether memory and speed stay as they are in long runs and sweeps, and how a step's time grows with the job.
+
+    python -m benchmarks.growth [--only long,sweep,size] [--steps 1000000] [--jobs 200] [--plot FILE]
+
+long: one run of the small MLP; its memory at a tenth and at the end, its steps per second there, before the last steps are waited for. sweep: the
+parent's memory, and the seconds of a job, likewise. size: a step's time over width, batch and number of variables, as it grows from one
+size to the next (1: linear), drawn to FILE. Everything by the trainer's own command. Ends with status 1 where memory has grown by more
+than 5%, speed has fallen by more than 10%, or a step's time grows faster than linear, by more than noise.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+MOST_MEMORY, LEAST_SPEED, STEEPEST = 1.05, 0.9, 1.15
+_QUIET = ("trainer.eval_every=0", "checkpoint.every=0", "gradient.verify_at_start=false")
+SIZES: dict[str, tuple[list[float], Callable[[float], list[str]]]] = {
+    "weights of a layer": ([2.0**k for k in range(12, 23, 2)], lambda n: [f"model.hidden=[{round(n**0.5)},{round(n**0.5)}]"]),
+    "examples in a batch": ([2.0**k for k in range(5, 11)], lambda n: [f"data.batch_size={n:.0f}", "model.hidden=[256,256]"]),
+    "layers": ([2.0**k for k in range(1, 7)], lambda n: [f"model.hidden=[{','.join(['64'] * round(n))}]"]),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A process at a moment."""
+
+    seconds: float  # since it started
+    memory: float  # MB, resident
+    done: int  # steps, or jobs
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "trainer", *overrides]
+
+
+def samples(arguments: Sequence[str], done: Callable[[], int], every: float) -> Iterator[Sample]:
+    """Of a command's own process, every so many seconds until it ends."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    started = time.monotonic()
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment) as process:
+        try:
+            while process.poll() is None:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                if found := re.search(r"VmRSS:\s+(\d+)", status):
+                    yield Sample(time.monotonic() - started, int(found[1]) / 1024, done())
+                time.sleep(every)
+        finally:
+            process.send_signal(signal.SIGTERM)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with status {process.returncode}")
+
+
+def last_step(path: Path) -> int:
+    """The number in the last whole line of metrics.jsonl, 0 before there is one."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8192))
+        found = re.findall(rb'^{"step": (\d+), .*}\n', file.read(), re.MULTILINE)
+    return int(found[-1]) if found else 0
+
+
+def rate(taken: Sequence[Sample], first: float, last: float) -> float:
+    """Steps (or jobs) per second between two shares of what is to be done."""
+    total = taken[-1].done
+    inside = [sample for sample in taken if first * total <= sample.done <= last * total]
+    return (inside[-1].done - inside[0].done) / (inside[-1].seconds - inside[0].seconds)
+
+
+def compare(title: str, taken: Sequence[Sample], table: Table) -> list[str]:
+    """Adds a row; says what has grown or fallen too far."""
+    total = taken[-1].done
+    early = next(sample.memory for sample in taken if sample.done >= 0.1 * total)
+    memory = taken[-1].memory / early
+    speed = rate(taken, 0.85, 0.95) / rate(taken, 0.1, 0.2)
+    table.add_row(title, f"{early:.0f} MB", f"{memory:.3f}", f"{rate(taken, 0.1, 0.2):.4g}", f"{speed:.3f}")
+    problems = [f"{title}: memory {memory:.3f} of that at a tenth"] if memory > MOST_MEMORY else []
+    return problems + ([f"{title}: speed {speed:.3f} of that at 10 to 20%"] if speed < LEAST_SPEED else [])
+
+
+def long(folder: Path, num_steps: int, table: Table) -> list[str]:
+    run = folder / "long"
+    arguments = command(f"trainer.steps={num_steps}", *_QUIET, "checkpoint.every=50000", f"hydra.run.dir={run}")
+    return compare(f"{num_steps} steps", list(samples(arguments, lambda: last_step(run / "metrics.jsonl"), 0.25)), table)
+
+
+def sweep(folder: Path, num_jobs: int, table: Table) -> list[str]:
+    run = folder / "sweep"
+    arguments = command("-m", f"seed=range(0,{num_jobs})", "trainer.steps=20", *_QUIET, f"hydra.sweep.dir={run}")
+    return compare(f"{num_jobs} jobs", list(samples(arguments, lambda: len(list(run.glob("*/summary.json"))), 1.0)), table)
+
+
+def seconds_per_step(folder: Path, overrides: Sequence[str]) -> float:
+    """After the first chunk, of a run that takes some seconds."""
+    steps = 200
+    while True:
+        run = folder / f"size-{time.monotonic_ns()}"
+        # Random numbers of a width that all sizes share; enough examples for the largest batch.
+        arguments = command(
+            "data=synthetic", "data.num_examples=4096", f"trainer.steps={steps}", *_QUIET, *overrides, f"hydra.run.dir={run}"
+        )
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        found = json.loads((run / "summary.json").read_text())["steps_per_second"]
+        if steps / found > 2.0 or steps >= 50_000:
+            return 1 / found
+        steps = min(50_000, math.ceil(3 * found))
+
+
+def size(folder: Path, plot: Path | None) -> list[str]:
+    table = Table(title="Seconds a step, as the job grows")
+    for heading in ("what grows", "to", "ms a step", "slope"):
+        table.add_column(heading, justify="left" if heading == "what grows" else "right")
+    curves, problems = {}, []
+    for name, (numbers, overrides) in SIZES.items():
+        seconds = [seconds_per_step(folder, overrides(number)) for number in numbers]
+        curves[name] = list(zip(numbers, seconds, strict=True))
+        slopes = slopes_of(curves[name])
+        for number, each, slope in zip(numbers, seconds, ["", *(f"{slope:.2f}" for slope in slopes)], strict=True):
+            table.add_row(name, f"{number:.0f}", f"{1e3 * each:.3g}", slope, end_section=number == numbers[-1])
+        if statistics.median(slopes[-2:]) > STEEPEST:
+            problems.append(f"{name}: a step's time grows with slope {slopes[-1]:.2f}, faster than linear")
+    Console().print(table)
+    if plot:
+        plot.write_text(drawn(curves), encoding="utf-8")
+    return problems
+
+
+def slopes_of(curve: Sequence[tuple[float, float]]) -> list[float]:
+    """Of the logarithm of seconds over that of size, from each size to the next."""
+    pairs = itertools.pairwise(curve)
+    return [math.log(after[1] / before[1]) / math.log(after[0] / before[0]) for before, after in pairs]
+
+
+def drawn(curves: dict[str, list[tuple[float, float]]]) -> str:
+    """An SVG: time over size, both relative to the smallest and logarithmic; the line of slope 1 is linear growth."""
+    colors, side, left = ("#0b62d6", "#d9730d", "#18794e"), 320, 60
+    most = max(max(n / c[0][0] for n, _ in c) for c in curves.values())
+    scale = side / math.log(most)
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side + 260} {side + 70}" font-family="sans-serif" font-size="12">']
+    parts.append('<rect width="100%" height="100%" fill="#ffffff"/>')
+    bottom = side + 20
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{left + side}" y2="{bottom - side}" stroke="#bbbbbb" stroke-dasharray="4"/>')
+    for k in range(int(math.log10(most)) + 1):
+        at = math.log(10**k) * scale
+        parts.append(f'<text x="{left + at:.0f}" y="{bottom + 18}" text-anchor="middle">{10**k}x</text>')
+        parts.append(f'<text x="{left - 8}" y="{bottom - at + 4:.0f}" text-anchor="end">{10**k}x</text>')
+        parts.append(f'<path d="M{left + at:.0f} {bottom} v-{side} M{left} {bottom - at:.0f} h{side}" stroke="#eeeeee"/>')
+    for color, (name, curve) in zip(colors, curves.items(), strict=True):
+        points = [(left + math.log(n / curve[0][0]) * scale, bottom - math.log(max(s / curve[0][1], 1e-9)) * scale) for n, s in curve]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2.5"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in points]
+        parts.append(f'<text x="{points[-1][0] + 8:.1f}" y="{points[-1][1] + 4:.1f}" fill="{color}">{name}</text>')
+    parts.append(f'<text x="{left + side / 2}" y="{bottom + 38}" text-anchor="middle">size</text>')
+    parts.append(f'<text x="{left}" y="14" text-anchor="middle">time a step</text></svg>')
+    return "\n".join(parts) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="long,sweep,size")
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    wanted = arguments.only.split(",")
+    if unknown := set(wanted) - {"long", "sweep", "size"}:
+        parser.error(f"there is no {', '.join(unknown)}; there are long, sweep and size")
+    table = Table(title="Long runs and sweeps")
+    for heading in ("what", "memory at a tenth", "at the end, of that", "per second at 10 to 20%", "at 85 to 95%, of that"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    problems = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        problems += long(folder, arguments.steps, table) if "long" in wanted else []
+        problems += sweep(folder, arguments.jobs, table) if "sweep" in wanted else []
+        problems += size(folder, arguments.plot) if "size" in wanted else []
+    if table.row_count:
+        Console().print(table)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
