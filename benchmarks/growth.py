@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth [--only long,sweep,size] [--steps 1000000] [--jobs 200] [--plot FILE]
 
-long: one run of the small MLP; its memory at a tenth and at the end, its steps per second there, before the last steps are waited for. sweep: the
-parent's memory, and the seconds of a job, likewise. size: a step's time over width, batch and number of variables, as it grows from one
-size to the next (1: linear), drawn to FILE. Everything by the trainer's own command. Ends with status 1 where memory has grown by more
-than 5%, speed has fallen by more than 10%, or a step's time grows faster than linear, by more than noise.
+long: one run of the small MLP; its memory at a tenth and at the end, and its steps per second at 10 to 20% and at 85 to 95% of its
+steps. sweep: the parent's memory, and jobs per second, likewise. size: a step's time over width, batch and number of variables, as it
+grows from one size to the next (1: linear), drawn to FILE. Everything by the trainer's own command. Ends with status 1 where memory
+has grown by more than 5%, speed has fallen by more than 10%, or a step's time grows faster than linear, by more than noise.
 """
 
 import argparse
