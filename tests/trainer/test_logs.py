@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -152,8 +153,7 @@ def test_more_numbers_than_are_encoded_at_once(tmp_path, monkeypatch):
 
 
 def test_rows_may_be_reused_once_they_are_handed_over(tmp_path):
-    with Recorder(tmp_path, TAGS, True, 0) as recorder:
-        file = recorder._lines._file = StuckFile(recorder._lines._file)
+    with Recorder(tmp_path, TAGS, True, 0) as recorder, stuck(recorder._lines) as file:
         buffer, steps = np.ones((4, 3), np.float32), np.arange(1, 5)
         recorder.put(steps, buffer, {})
         buffer[:], steps[:] = 2, 9
@@ -200,6 +200,20 @@ class StuckFile:
         return getattr(self._file, name)
 
 
+@contextlib.contextmanager
+def stuck(*files):
+    """Stuck files in the place of those of the recorder's `files`, which are stuck at most until the end."""
+    found = []
+    for file in files:
+        file._file = StuckFile(file._file)
+        found.append(file._file)
+    try:
+        yield found if len(found) > 1 else found[0]
+    finally:
+        for file in found:
+            file.go.set()
+
+
 def in_thread(function):
     """Runs what may block, so that a test can say that it does."""
     thread = threading.Thread(target=function, daemon=True)
@@ -238,8 +252,7 @@ def losses(folder):
 
 @pytest.mark.fault
 def test_a_stuck_disk_does_not_stop_the_loop(tmp_path, capsys):
-    with Recorder(tmp_path, TAGS, True, 0) as recorder:
-        file = recorder._lines._file = StuckFile(recorder._lines._file)
+    with Recorder(tmp_path, TAGS, True, 0) as recorder, stuck(recorder._lines) as file:
         loop = in_thread(lambda: put_chunks(recorder, range(10)))
         loop.join(timeout=60)
         assert not loop.is_alive()
@@ -253,9 +266,21 @@ def test_a_stuck_disk_does_not_stop_the_loop(tmp_path, capsys):
 
 
 @pytest.mark.fault
+def test_flush_waits_for_what_is_being_written(tmp_path, monkeypatch):
+    with Recorder(tmp_path, TAGS, False, 0) as recorder, stuck(recorder._lines) as file:
+        waits = signal_of_waiting(recorder, monkeypatch)
+        recorder.put(np.array([1]), np.zeros((1, 3), np.float32), {})
+        assert file.reached.wait(timeout=60)
+        flush = in_thread(recorder.flush)
+        assert waits.wait(timeout=60)
+        file.go.set()
+        flush.join()
+    assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.fault
 def test_small_chunks_that_had_to_wait_are_written_as_one(tmp_path):
-    with Recorder(tmp_path, TAGS, False, 0) as recorder:
-        file = recorder._lines._file = StuckFile(recorder._lines._file)
+    with Recorder(tmp_path, TAGS, False, 0) as recorder, stuck(recorder._lines) as file:
         for step in range(1000, 1500):
             recorder.put(np.array([step]), np.zeros((1, 3), np.float32), {step: {"eval/loss": 1.0}} if step % 100 == 0 else {})
         file.go.set()
@@ -270,12 +295,10 @@ def test_pending_events_are_given_up_before_the_loop_waits(tmp_path, capsys, mon
     monkeypatch.setattr(logs, "_PENDING_BYTES", 9 * SIZE * 28)  # eight chunks and some
     monkeypatch.setattr(logs, "_PIECE", 3 * SIZE)  # no two chunks are written as one
     monkeypatch.setattr(logs, "_FEW", 3 * SIZE)
-    with Recorder(tmp_path, TAGS, True, 0) as recorder:
-        line_file = recorder._lines._file = StuckFile(recorder._lines._file)
-        event_file = recorder._events._file = StuckFile(recorder._events._file)
+    with Recorder(tmp_path, TAGS, True, 0) as recorder, stuck(recorder._lines, recorder._events) as (line_file, event_file):
         put_chunks(recorder, range(8))
         line_file.go.set()
-        event_file.reached.wait()  # all lines are written, and the first chunk's events are being written
+        assert event_file.reached.wait(timeout=60)  # all lines are written, and the first chunk's events are being written
         loop = in_thread(lambda: put_chunks(recorder, range(8, 14)))
         loop.join(timeout=60)
         assert not loop.is_alive()
@@ -292,12 +315,11 @@ def test_pending_events_are_given_up_before_the_loop_waits(tmp_path, capsys, mon
 @pytest.mark.fault
 def test_the_loop_waits_where_metrics_jsonl_cannot_keep_up_and_memory_is_bounded(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(logs, "_PENDING_BYTES", 2**19)
-    with Recorder(tmp_path, TAGS, True, 0) as recorder:
-        file = recorder._lines._file = StuckFile(recorder._lines._file)
+    with Recorder(tmp_path, TAGS, True, 0) as recorder, stuck(recorder._lines) as file:
         waits = signal_of_waiting(recorder, monkeypatch)
         tracemalloc.start()
         loop = in_thread(lambda: put_chunks(recorder, range(60)))  # 14 MB
-        waits.wait()
+        assert waits.wait(timeout=60)
         assert recorder._num_bytes <= logs._PENDING_BYTES
         assert loop.is_alive()
         file.go.set()
@@ -307,6 +329,7 @@ def test_the_loop_waits_where_metrics_jsonl_cannot_keep_up_and_memory_is_bounded
         tracemalloc.stop()
         assert peak < 2**19 + 8e6  # a piece's lines and records, and what they are made of
         assert losses(tmp_path) == list(range(60))
+    assert len(curves(tmp_path)["loss"]) < 60 * SIZE  # given up before it came to waiting
     assert capsys.readouterr().err.count("warning: ") == 1
 
 
