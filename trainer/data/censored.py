@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from trainer.data import installed
 from trainer.data.base import Examples, Source
-from trainer.data.bundled import Engel, package
+from trainer.data.bundled import Engel
 from trainer.errors import ConfigError
 
 
@@ -53,9 +54,7 @@ class Strikes(Source):
             raise ConfigError(f"data.horizon={self.horizon} must be a number > 0")
 
     def load(self) -> Examples:
-        with package("statsmodels"):
-            from statsmodels.datasets import strikes
-        table = strikes.load().data
-        days = table["duration"].to_numpy().astype(float)
+        table = installed.statsmodels("strikes")
+        days = table["duration"]
         targets = np.column_stack([np.minimum(days, self.horizon), days <= self.horizon])
-        return Examples(table[["iprod"]].to_numpy(), targets, feature_names=["iprod"])
+        return Examples(table["iprod"][:, None], targets, feature_names=["iprod"])

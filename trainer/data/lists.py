@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from trainer.data import installed
 from trainer.data.base import Examples, Source
-from trainer.data.bundled import Diabetes, package
+from trainer.data.bundled import Diabetes
 from trainer.errors import ConfigError
 
 
@@ -20,13 +21,10 @@ class TravelChoice(Source):
     kind = "relevance"
 
     def load(self) -> Examples:
-        with package("statsmodels"):
-            from statsmodels.datasets import modechoice
-        table = modechoice.load().data
-        columns = ["ttme", "invc", "invt", "hinc", "psize"]
-        ways = np.eye(4)[table["mode"].to_numpy().astype(int) - 1]
-        features = np.concatenate([table[columns].to_numpy(), ways], axis=1)
-        return Examples(features.reshape(-1, 4, features.shape[1]), table["choice"].to_numpy().reshape(-1, 4))
+        table = installed.statsmodels("modechoice")
+        ways = np.eye(4)[table["mode"].astype(int) - 1]
+        features = np.column_stack([*(table[name] for name in ("ttme", "invc", "invt", "hinc", "psize")), ways])
+        return Examples(features.reshape(-1, 4, features.shape[1]), table["choice"].reshape(-1, 4))
 
 
 @dataclasses.dataclass(frozen=True)

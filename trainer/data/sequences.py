@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from trainer.data import installed
 from trainer.data.base import Examples, Source
-from trainer.data.bundled import Digits, package
+from trainer.data.bundled import Digits
 from trainer.errors import ConfigError
 
 
@@ -32,9 +33,7 @@ class Sunspots(Source):
                 raise ConfigError(f"data.{key}={getattr(self, key)} must be a whole number from 1 to 150")
 
     def load(self) -> Examples:
-        with package("statsmodels"):
-            from statsmodels.datasets import sunspots
-        series = sunspots.load().data["SUNACTIVITY"].to_numpy()
+        series = installed.statsmodels("sunspots")["SUNACTIVITY"]
         windows = np.lib.stride_tricks.sliding_window_view(series, self.past + self.future)[:: self.stride, :, None]
         return Examples(windows[:, : self.past], windows[:, self.past :])
 

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from trainer.data.base import Examples, Source
-from trainer.data.bundled import Digits, package
+from trainer.data.bundled import Digits
+from trainer.data.installed import package
 from trainer.errors import ConfigError
 
 _PARENT_DISTANCE = 1.5  # hyperbolic, between a node of the tree and its children: far enough for branches not to overlap

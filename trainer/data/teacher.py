@@ -3,7 +3,8 @@
 import dataclasses
 
 from trainer.data.base import Examples, Source
-from trainer.data.bundled import Digits, package
+from trainer.data.bundled import Digits
+from trainer.data.installed import package
 from trainer.errors import ConfigError
 
 
