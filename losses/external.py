@@ -7,7 +7,6 @@ from typing import Any
 import mpmath
 import numpy as np
 import tensorflow as tf
-from scipy import special
 
 from losses.base import Loss
 
@@ -16,6 +15,8 @@ HostFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def pseudo_huber(y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SciPy's pseudo-Huber loss, sqrt(1 + r^2) - 1 with r = y_pred - y_true, averaged over an example, and its gradient."""
+    from scipy import special  # here, because every job imports this module
+
     error = y_pred - y_true
     axes = tuple(range(1, error.ndim))
     with np.errstate(all="ignore"):  # as in TensorFlow, inf and NaN without a warning

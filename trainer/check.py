@@ -15,6 +15,7 @@ from rich.table import Table
 
 from trainer.errors import ConfigError
 from trainer.errors import report as report_error
+from trainer.imports import lean
 from trainer.silence import quiet
 
 _COLORS = {"holds": "green", "fails": "bold red", "inconclusive": "yellow", "excepted": "dim"}
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
 
     trust.check_packages()
     job = config.load(options.overrides, Path(options.config_dir) if options.config_dir is not None else None)
-    with quiet():
+    with quiet(), lean():
         from losses.base import LossError
         from losses.proof.report import check
         from trainer import build

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from trainer import rundir, schema
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError, describe
+from trainer.imports import lean
 from trainer.progress import say
 from trainer.rundir import RunDir
 from trainer.signals import Signals
@@ -78,7 +79,8 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
     # TensorFlow is imported here and not above: nothing that is refused before this line has to wait for it.
     with quiet():
-        from trainer import build, compiling, training
+        with lean():
+            from trainer import build, compiling, training
 
         strategy = schema.section(schema.Strategy, job.config.strategy)
         compiling.set_threads(strategy)
