@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from losses.base import Loss, Tensors
+from losses.base import Loss, Tensors, entries
 from losses.proof import differences
 from losses.proof.evaluation import cast, evaluate
 from losses.proof.finding import Finding
-from losses.proof.oracle import Batch, Truth, truth
+from losses.proof.oracle import OWN_FORMULA, Batch, Truth, truth
 from losses.proof.sampling import sample
 
 # Bits of precision, the largest number and the smallest normal one.
@@ -28,6 +28,8 @@ _STRUCTURED = 1e-5  # of an example's norm, in float32
 _WIDE = 4096.0  # ulp in float64: 1e-12
 _HALF = 2.0  # ulp of a result that was computed in float32 and rounded once
 _MOST_CONDITIONS = 100  # of the worst errors
+_MOST_DIFFERENCES = 24  # of the worst errors
+_NEAR = 1e-6  # relative, of differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,18 +245,44 @@ def _judge(
     if unknown > 0.5 * low[inside[:, 0]].size:
         verdict = "inconclusive" if mode == judged else "excepted"
         return Finding("accuracy", check, verdict, f"the truth is unknown at {unknown} of {low[inside[:, 0]].size}", mode, data)
-    own = inputs.by.startswith("its own") and what == "gradient" and (dtype, mode) == ("float64", judged)
-    if own:
+    own = inputs.by == OWN_FORMULA and what == "gradient"
+    if own and (dtype, mode) == ("float64", judged):
         return Finding("accuracy", check, "excepted", "it has no reference in mpmath: differences are its judge", mode, data)
     if not (wrong & inside).any():
         message = f"at most {data['worst']:.3g} {unit} beyond its condition, from {loss.magnitudes[0]:g} to {loss.magnitudes[1]:g}"
         if wrong.any():
             message += f"; outside, {_summary(wrong & ~inside, errors)}: {_describe(inputs, found, dtype, mode, what, wrong, errors)}"
         return Finding("accuracy", check, "holds", message, mode, data)
-    message = f"{_named(mode)} is wrong in {dtype}: {_summary(wrong & inside, errors)}. " + _describe(
-        inputs, found, dtype, mode, what, wrong & inside, errors
-    )
+    # Two formulas part, or a formula and what the loss itself says is the truth: differences decide who is wrong.
+    if what == "gradient" and dtype == "float64" and mode == ("auto" if own else judged):
+        sided = _sided(inputs, gradients, wrong & inside & ~errors.bad, errors)
+        if sided.any():
+            accused = _named(judged) if own else "its reference, if not its value,"
+            message = f"{accused} is wrong in {dtype}: differences side with {_named(mode)}. "
+            message += _describe(inputs, found, dtype, mode, what, sided, errors)
+            return Finding("accuracy", check, "fails", message, mode, data)
+    who = "the value" if what == "value" else _named(mode)
+    parts = f"parts from {inputs.by}" if own and mode != judged else "is wrong"
+    message = f"{who} {parts} in {dtype}: {_summary(wrong & inside, errors)}. "
+    message += _describe(inputs, found, dtype, mode, what, wrong & inside, errors)
     return Finding("accuracy", check, "fails" if mode == judged else "excepted", message, mode, data)
+
+
+def _sided(inputs: _Inputs, gradients: np.ndarray, wrong: np.ndarray, errors: _Errors) -> np.ndarray:
+    """Where differences side with `gradients`, which are counted as wrong, and against the loss's own formula; of the worst ones."""
+    sided = np.zeros_like(wrong)
+    if inputs.batches[0].together or inputs.batches[0].loss.contract == "surrogate":
+        return sided
+    places = np.argwhere(wrong)
+    for row, column in places[np.argsort(-errors.ulp[wrong])][:_MOST_DIFFERENCES]:
+        k, i = inputs.place(int(row))
+        expected, found = inputs.truths[k].low[i], gradients[row]
+        # Of a unit as a whole the worst entry.
+        entry = int(column) if errors.ulp.shape[1] > 1 else int(np.nanargmax(np.abs(found - expected)))
+        derivative, error = _difference(inputs.batches[k], i, entry)
+        near = 10 * error + _NEAR * abs(derivative)
+        sided[row, column] = abs(found[entry] - derivative) <= near < abs(expected[entry] - derivative)
+    return sided
 
 
 def _limit(loss: Loss, dtype: str) -> float:
@@ -340,21 +368,25 @@ def _describe(
 
 def _difference(batch: Batch, unit: int, coordinate: int) -> tuple[float, float]:
     """The derivative of one example's value by one coordinate, by differences in float64, with its error."""
-    assert not isinstance(batch.y_pred, dict)
-    p = batch.y_pred[unit]
+    predictions, mode = entries(batch.y_pred), "auto" if "auto" in batch.loss.modes else "analytic"
+    key, column = None, coordinate
+    for key in predictions:
+        if column < predictions[key][unit].size:
+            break
+        column -= predictions[key][unit].size
+    scale = abs(predictions[key][unit].ravel()[column]) or 1.0
 
     def line(t: np.ndarray) -> np.ndarray:
-        moved = np.repeat(p[np.newaxis], len(t), axis=0)
-        moved.reshape(len(t), -1)[:, coordinate] += t * (abs(p.ravel()[coordinate]) or 1.0)
-        targets = (
-            None if batch.y_true is None else tf.nest.map_structure(lambda y: np.repeat(y[unit : unit + 1], len(t), axis=0), batch.y_true)
-        )
-        mode = "auto" if "auto" in batch.loss.modes else "analytic"
-        return evaluate(batch.loss, mode, cast(targets, tf.float64), tf.constant(moved), how="eager")[0][:, np.newaxis]
+        def repeated(array: np.ndarray) -> np.ndarray:
+            return np.repeat(array[unit : unit + 1], len(t), axis=0)
+
+        targets = None if batch.y_true is None else tf.nest.map_structure(repeated, batch.y_true)
+        moved = tf.nest.map_structure(repeated, batch.y_pred)
+        entries(moved)[key].reshape(len(t), -1)[:, column] += t * scale
+        return evaluate(batch.loss, mode, cast(targets, tf.float64), cast(moved, tf.float64), how="eager")[0][:, np.newaxis]
 
     center = line(np.zeros(1))[0]
     derivative, error = differences.along(line, 4 * 2.0**-52 * np.abs(center))
-    scale = abs(p.ravel()[coordinate]) or 1.0
     return float(derivative[0] / scale), float(error[0] / scale)
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from losses.base import Loss, Tensors
 from losses.proof.evaluation import cast, evaluate
 
+OWN_FORMULA = "its own formula in float64"
 DIGITS = 150  # so that a difference over a step of 1e-40 keeps 50 digits of values up to 1e60
 _STEP = mpmath.mpf(10) ** -40  # of a coordinate's size
 _CHANGE = mpmath.mpf(10) ** -20  # relative, of the inputs, for condition numbers
@@ -260,7 +261,7 @@ def _float64(batch: Batch) -> Truth:
         of_value, of_gradient = spreads[0]
         return float(of_value[unit]), of_gradient[unit]
 
-    return Truth("its own formula in float64", value, low, high, condition)
+    return Truth(OWN_FORMULA, value, low, high, condition)
 
 
 def _spread(batch: Batch, at: Callable[..., tuple[np.ndarray, np.ndarray]], value: np.ndarray, gradient: np.ndarray) -> tuple:

@@ -111,3 +111,57 @@ def test_kinds_of_one_unit_are_counted_once():
 def test_an_unknown_truth_is_inconclusive():
     found = gradients(NobodyKnows())
     assert {f.verdict for f in found.values()} == {"inconclusive"}
+
+
+class OwnSoftplus(Loss):
+    """Nothing but a value and a gradient, `factor` times too large between 1000 and 2000."""
+
+    factor = 2.0
+
+    def value(self, y_true, y_pred):
+        return tf.reduce_mean(tf.math.softplus(y_pred - y_true), axis=-1)
+
+    def gradient(self, y_true, y_pred):
+        gradient = tf.sigmoid(y_pred - y_true) / y_pred.shape[-1]
+        return tf.where((y_pred > 1e3) & (y_pred < 2e3), self.factor * gradient, gradient)
+
+
+class OwnRight(OwnSoftplus):
+    factor = 1.0
+
+
+class FalseReference(OwnRight):
+    def reference(self, y_true, y_pred):
+        return 2 * sum(mpmath.log1p(mpmath.exp(p - y)) for y, p in zip(y_true, y_pred, strict=True)) / len(y_pred)
+
+
+def test_without_a_reference_differences_say_who_is_wrong():
+    found = gradients(OwnSoftplus(), quick=False)["float64", "auto"]
+    assert found.verdict == "fails"
+    assert found.message.startswith("gradient=analytic is wrong in float64: differences side with gradient=auto")
+    assert "fails" not in {f.verdict for f in gradients(OwnRight(), quick=False).values()}
+
+
+def test_a_false_reference_is_blamed():
+    found = gradients(FalseReference())["float64", "analytic"]
+    assert found.verdict == "fails"
+    assert found.message.startswith("its reference, if not its value, is wrong in float64: differences side with gradient=analytic")
+
+
+def test_wrong_for_a_dict_of_predictions():
+    class Product(Loss):
+        def check_shapes(self, y_true, y_pred):
+            pass
+
+        def sample(self, rng, num_examples, scale):
+            return rng.normal(size=(num_examples, 3)), {key: scale * rng.normal(size=(num_examples, 3)) for key in "ab"}
+
+        def value(self, y_true, y_pred):
+            return tf.reduce_sum(y_pred["a"] * y_pred["b"], axis=-1)
+
+        def gradient(self, y_true, y_pred):
+            return {"a": y_pred["b"], "b": y_pred["b"]}
+
+    found = gradients(Product(), quick=False)["float64", "auto"]
+    assert found.message.startswith("gradient=analytic is wrong in float64: differences side with gradient=auto")
+    assert "At y_pred['b']" in found.message
