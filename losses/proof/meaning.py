@@ -44,16 +44,30 @@ def contract(loss: Loss, rng: np.random.Generator) -> list[Finding]:
     if "analytic" not in loss.modes:
         return []
     findings = []
-    # A surrogate is judged by differences alone: those of large predictions too.
-    for scale in (1.0, 1e5) if loss.contract == "surrogate" else (1.0,):
+    for scale, dtype in _scales(loss).items():
         y_true, y_pred = draw(loss, rng, scale=scale)
-        report = start.verify(loss, cast(y_true, tf.float32), cast(y_pred, tf.float32), seed=int(rng.integers(1 << 30)))
+        report = start.verify(loss, cast(y_true, dtype), cast(y_pred, dtype), seed=int(rng.integers(1 << 30)))
         verdict = "fails" if not report.ok else "holds" if report.num_checked else "inconclusive"
         message = ". ".join(part for part in (report.message, report.auto_message) if part)
+        if verdict == "inconclusive" and loss.reference is None:
+            message += ". Give the loss a reference in mpmath, or magnitudes that differences can tell apart from rounding"
         data = {"max_error": report.max_error, "num_checked": report.num_checked, "num_inconclusive": report.num_inconclusive}
         check = f"{loss.contract}: differences at magnitude {scale:g}"
         findings.append(Finding("contract", check, verdict, message, "analytic", data))
     return findings
+
+
+def _scales(loss: Loss) -> dict[float, tf.DType]:
+    """Magnitudes of the predictions with the dtype that is looked at: more where differences are the only judge there is."""
+    if loss.contract == "surrogate":
+        scales = {1.0: tf.float32, 1e5: tf.float32}
+    elif loss.reference is None:
+        scales = {1.0: tf.float32, 1e5: tf.float64}
+    else:
+        return {1.0: tf.float32}
+    # In float64: far out float32 may overflow, and is compared with float64 everywhere.
+    smallest, largest = loss.magnitudes
+    return scales | {scale: tf.float64 for scale in (1e-3, smallest, largest) if scale not in scales and smallest <= scale <= largest}
 
 
 def _integral(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:

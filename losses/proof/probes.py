@@ -168,7 +168,9 @@ def probe(function: Function, dy: np.ndarray, gradients: dict[str, Arrays], rng:
         expected.append(derivative * weight)
         error.append(bound * np.abs(weight))
         for name, gradient in gradients.items():
-            products = [gradient[key] * (np.abs(move) if name == "rounding" else move) for key, move in displacement.items()]
+            moves = {key: np.abs(move) if name == "rounding" else move for key, move in displacement.items()}
+            # An infinite derivative beside a coordinate that does not move is not its business.
+            products = [np.where(move == 0, 0.0, gradient[key] * move) for key, move in moves.items()]
             sums = [np.sum(p, keepdims=True).reshape(1) if function.together else p.reshape(len(dy), -1).sum(axis=1) for p in products]
             found[name].append(sum(sums) / unit)
     stacked = {name: np.stack(rows) for name, rows in found.items()}

@@ -309,3 +309,29 @@ def test_reload_in_another_process():
     host = structure.reload(losses.find("cubic")())
     assert host.verdict == "excepted"
     assert "host" in host.message
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+@pytest.mark.parametrize("where", ["small", "large"])
+def test_differences_alone_judge_small_and_large_predictions_too(factor, where):
+    class Own(RightSoftplus):
+        magnitudes = (1e-6, 1e6)
+        reference = None
+
+        def gradient(self, y_true, y_pred):
+            wrong = tf.abs(y_pred) < 1e-5 if where == "small" else y_pred > 5e5
+            return super().gradient(y_true, y_pred) * tf.where(wrong, tf.cast(factor, y_pred.dtype), 1)
+
+    found = failures(Own(), "contract")
+    assert list(found) == ([] if factor == 1 else [f"exact: differences at magnitude {'1e-06' if where == 'small' else '1e+06'}"])
+
+
+def test_what_differences_cannot_tell_is_inconclusive():
+    class Far(RightSoftplus):
+        magnitudes = (1e-30, 1.0)
+        reference = None
+
+    found = {f.check: f for f in meaning.contract(Far(), np.random.default_rng(0))}
+    assert found["exact: differences at magnitude 1"].verdict == "holds"
+    assert found["exact: differences at magnitude 1e-30"].verdict == "inconclusive"
+    assert "Give the loss a reference" in found["exact: differences at magnitude 1e-30"].message
