@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, LossError
-from losses.proof import accuracy, adversarial, meaning, multiplier, mutants, page, structure
+from losses.proof import accuracy, adversarial, declarations, meaning, multiplier, mutants, page, structure
 from losses.proof.finding import Finding
 
 _SECTIONS = {
@@ -98,7 +98,13 @@ def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
         The report; `ok` only when everything holds.
     """
     started = time.monotonic()
+
+    Raises:
+        LossError: the class declares what there is not, such as a contract of another name.
     # Beside: another process; TensorFlow takes seconds to start there.
+    if not isinstance(loss, Loss):
+        raise TypeError(f"losses.check takes a Loss or the name of a shipped one; found {loss!r}")
+    declarations.check(loss)
     with _no_advice_on_retracing(), concurrent.futures.ThreadPoolExecutor(1) as beside:
         reloaded = beside.submit(structure.reload, loss)
         findings: list[Finding] = []

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from losses.base import Loss, LossError, Tensors, entries, map_entries
 from losses.modes import cast_target, per_example
+from losses.proof import declarations
 from losses.proof.probes import Arrays, Function, Probes, probe
 
 RELATIVE = 3e-4  # an error of 0.1% must show
@@ -49,6 +50,7 @@ def verify(loss: Loss, y_true: Tensors, y_pred: Tensors, seed: int = 0) -> Repor
     if "analytic" not in loss.modes:
         return Report(True, f"loss {loss.name} has no gradient of its own: nothing to check")
     try:
+        declarations.check(loss)
         with np.errstate(over="ignore", invalid="ignore"):  # a wrong gradient may be anything
             return _verify(loss, y_true, y_pred, np.random.default_rng(seed))
     except LossError as error:

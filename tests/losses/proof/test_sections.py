@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import losses
-from losses.base import Loss
+from losses.base import Loss, LossError
 from losses.linear_crossentropy import LinearCrossentropy
 from losses.mse import MSE
 from losses.proof import adversarial, meaning, multiplier, structure
@@ -335,3 +335,24 @@ def test_what_differences_cannot_tell_is_inconclusive():
     assert found["exact: differences at magnitude 1"].verdict == "holds"
     assert found["exact: differences at magnitude 1e-30"].verdict == "inconclusive"
     assert "Give the loss a reference" in found["exact: differences at magnitude 1e-30"].message
+
+
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("contract", "exakt"),
+        ("second_order", "maybe"),
+        ("targets", ("reel",)),
+        ("targets", ()),
+        ("targets", "real"),
+        ("invariants", ("convexx",)),
+        ("magnitudes", (1e6, 1e-6)),
+        ("magnitudes", (0.0, 1.0)),
+        ("magnitudes", (1e-6, float("inf"))),
+        ("magnitudes", 1e6),
+    ],
+)
+def test_a_declaration_that_means_nothing_is_refused(key, given):
+    loss = type("Odd", (MSE,), {key: given, "__module__": __name__})()
+    with pytest.raises(LossError, match=f"loss Odd declares {key} = "):
+        losses.check(loss)
