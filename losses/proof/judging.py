@@ -1,11 +1,12 @@
 """From checks to findings: who is asked, and whose failure counts."""
 
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import tensorflow as tf
 
-from losses.base import Loss, LossError
+from losses.base import Loss
 from losses.proof.finding import Finding
 
 Outcome = tuple[str, str]  # a verdict, and what there is to say
@@ -23,8 +24,8 @@ def judge(loss: Loss, section: str, checks: Mapping[str, Check], rng: np.random.
         for name, check in checks.items():
             try:
                 verdict, message = check(loss, mode, rng)
-            except (LossError, ValueError, TypeError, tf.errors.OpError) as error:
-                verdict, message = "fails", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            except Exception as error:  # the loss's code, which may be anybody's
+                verdict, message = "fails", described(loss, error)
             if verdict in ("fails", "inconclusive") and mode == "auto" and "analytic" in loss.modes:
                 what = "wrong" if verdict == "fails" else "undecided"
                 verdict, message = "excepted", f"gradient=auto is {what}, the analytic gradient decides: {message}"
@@ -32,6 +33,14 @@ def judge(loss: Loss, section: str, checks: Mapping[str, Check], rng: np.random.
                 message = f"loss {loss.name}, gradient={mode}: {message}"
             findings.append(Finding(section, name, verdict, message, mode))
     return findings
+
+
+def described(loss: Loss, error: Exception) -> str:
+    """An error in one line, with the line of the loss's own module that it came through."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    file = getattr(sys.modules.get(type(loss).__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{text} ({file}, line {lines[-1]})" if lines else text
 
 
 def unequal(found: np.ndarray, expected: np.ndarray, allowed: np.ndarray | float, what: str) -> str:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from losses.base import Loss, LossError
 from losses.proof import accuracy, adversarial, declarations, meaning, multiplier, mutants, page, structure
 from losses.proof.finding import Finding
+from losses.proof.judging import described
 
 _SECTIONS = {
     "contract": meaning.contract,
@@ -26,6 +27,7 @@ _SECTIONS = {
     "structure": structure.examine,
     "meaning": meaning.examine,
 }
+_REFUSED, _RAISED = "the contract", "the loss's code"  # what a section that could not be asked fails at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +98,23 @@ def check(loss: Loss, seed: int = 0, mutations: bool = False) -> Report:
 
     Returns:
         The report; `ok` only when everything holds.
-    """
-    started = time.monotonic()
 
     Raises:
         LossError: the class declares what there is not, such as a contract of another name.
-    # Beside: another process; TensorFlow takes seconds to start there.
+    """
     if not isinstance(loss, Loss):
         raise TypeError(f"losses.check takes a Loss or the name of a shipped one; found {loss!r}")
     declarations.check(loss)
+    started = time.monotonic()
+    # Beside: another process; TensorFlow takes seconds to start there.
     with _no_advice_on_retracing(), concurrent.futures.ThreadPoolExecutor(1) as beside:
-        reloaded = beside.submit(structure.reload, loss)
+        reloaded = beside.submit(_findings, "structure", lambda loss, _: [structure.reload(loss)], loss, seed)
         findings: list[Finding] = []
         for name, examine in _SECTIONS.items():
             findings += _findings(name, examine, loss, seed)
-        caught = mutants.score(loss, np.random.default_rng(seed)) if mutations and "analytic" in loss.modes else []
-        findings.append(reloaded.result())
+        raised = any(finding.check in (_REFUSED, _RAISED) for finding in findings)  # then mutants would, too
+        caught = mutants.score(loss, np.random.default_rng(seed)) if mutations and "analytic" in loss.modes and not raised else []
+        findings += reloaded.result()
     return Report(
         loss=loss.name,
         hyperparameters={field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)},
@@ -144,9 +147,9 @@ def _findings(name: str, examine: Any, loss: Loss, seed: int) -> Iterable[Findin
     try:
         return examine(loss, np.random.default_rng(seed))
     except LossError as error:
-        return [Finding(name, "the contract", "fails", str(error))]
-    except (TypeError, ValueError, tf.errors.OpError) as error:  # the loss's own code, which may be anybody's
-        return [Finding(name, "the loss's code", "fails", f"raised {type(error).__name__}: {' '.join(str(error).split())[:400]}")]
+        return [Finding(name, _REFUSED, "fails", str(error))]
+    except Exception as error:  # the loss's own code, which may be anybody's
+        return [Finding(name, _RAISED, "fails", f"raised {described(loss, error)}")]
 
 
 def _plain(value: Any) -> Any:

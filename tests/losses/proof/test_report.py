@@ -53,6 +53,25 @@ def test_a_wrong_gradient_is_on_the_page(tmp_path):
     assert not re.search(r"<(?:script|link|img)|url\(|@import", html), "the page needs nothing beside it"
 
 
+class Raises(MSE):
+    def value(self, y_true, y_pred):
+        return {}["value"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_raises_has_a_report():
+    found = losses.check(Raises(), mutations=True)
+    assert found.verdict == "fails"
+    assert "raised KeyError: 'value'" in found.failures[0].message
+    assert found.mutants == ()
+
+
+@pytest.mark.parametrize("given", [None, 3, lambda y_true, y_pred: y_pred, MSE])
+def test_what_is_no_loss_is_refused(given):
+    with pytest.raises(TypeError, match=r"losses\.check takes a Loss or the name of a shipped one"):
+        losses.check(given)
+
+
 @pytest.mark.slow
 def test_a_name_stands_for_the_loss(tmp_path):
     found = losses.check("mse", mutations=True)

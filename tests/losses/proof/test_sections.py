@@ -356,3 +356,12 @@ def test_a_declaration_that_means_nothing_is_refused(key, given):
     loss = type("Odd", (MSE,), {key: given, "__module__": __name__})()
     with pytest.raises(LossError, match=f"loss Odd declares {key} = "):
         losses.check(loss)
+
+
+def test_any_error_of_a_loss_is_a_finding_with_its_line():
+    class Raises(MSE):
+        def gradient(self, y_true, y_pred):
+            return self.nonsense
+
+    assert "AttributeError" in failures(Raises(), "dy")["additive in dy"]
+    assert f"({__file__}, line " in failures(Raises(), "dy")["additive in dy"]
