@@ -155,8 +155,8 @@ def _guess(probes: Probes, name: str, checked: np.ndarray) -> str:
     def alike(numbers: np.ndarray) -> bool:
         return bool(np.ptp(numbers) <= 1e-3 * np.abs(np.median(numbers)))
 
-    if alike(factors):
-        factor = float(np.median(factors))
+    factor = float(np.median(factors))
+    if alike(factors) and abs(factor - 1) > 5e-5:  # else what is wrong is elsewhere, at a NaN or where 0 is right
         return ": its sign is turned" if abs(factor + 1) < 1e-3 else f": it is {factor:.5g} times what it should be, everywhere"
     if np.ptp(dy) and alike(factors * dy):
         return ": it ignores dy, or all of dy but one example's; vjp(dy) must multiply every example's gradient by its own dy"

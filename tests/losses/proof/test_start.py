@@ -267,3 +267,24 @@ def test_differences_bound_their_error():
         assert (error <= 1e-6 * np.maximum(abs(slope(x)), abs(function(x)))).all()
     found, error = differences.along(lambda t: np.abs(x * 0 + t[:, None]), 0 * x)
     assert (abs(found) + error >= 1).all(), "both one-sided slopes at a kink"
+
+
+def test_no_factor_is_told_where_the_rest_is_right():
+    class Hole(MSE):
+        def gradient(self, y_true, y_pred):
+            gradient = super().gradient(y_true, y_pred)
+            return tf.where(tf.range(5) == 3, gradient * float("nan"), gradient)
+
+    assert "times what it should be" not in start.verify(Hole(), *data()).message
+
+
+def test_a_derivative_beside_one_that_overflows_is_told():
+    class Steep(MSE):
+        def value(self, y_true, y_pred):
+            return y_pred[:, 0] + tf.exp(y_pred[:, 1])
+
+        def gradient(self, y_true, y_pred):
+            return tf.concat([tf.ones_like(y_pred[:, :1]), tf.exp(y_pred[:, 1:])], axis=-1)
+
+    found = start.verify(Steep(), np.zeros((2, 2), np.float32), tf.constant([[1.0, 200.0], [1.0, 1.0]]))
+    assert "coordinate [0]" not in found.message
