@@ -311,6 +311,15 @@ def test_reload_in_another_process():
     assert "host" in host.message
 
 
+@pytest.mark.slow
+def test_nan_at_a_tie_is_the_same_in_another_process():
+    class TieIsNaN(Loss):
+        def value(self, y_true, y_pred):
+            return tf.reduce_mean(tf.sqrt(tf.square(y_pred - y_true)), axis=-1)
+
+    assert structure.reload(TieIsNaN()).verdict == "holds"
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.001])
 @pytest.mark.parametrize("where", ["small", "large"])
 def test_differences_alone_judge_small_and_large_predictions_too(factor, where):
