@@ -28,6 +28,12 @@ def run(arguments: Sequence[str]) -> int:
     if options.help:
         print(_HELP)
         return 0
+    if options.seed < 0:
+        raise ConfigError(f"--seed={options.seed}: must be a whole number from 0 on")
+    try:
+        Path(options.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output={options.output}: {error.strerror}; type a folder that can be written") from error
     if not options.overrides:
         results = catalogue(Path(options.output), mutations=True, seed=options.seed)
         print_catalogue(results)
