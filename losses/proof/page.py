@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _COLORS = {"analytic": "#0b62d6", "auto": "#d9730d", "usual": "#8a8f98"}
 _MODES = {"analytic": "analytic: the loss's own gradient", "auto": "auto: the tape", "usual": "the usual formula"}
-_WIDTH, _HEIGHT, _LEFT, _TOP = 520, 190, 46, 58  # of a chart's plot, px, and its margins
+_WIDTH, _HEIGHT, _LEFT, _TOP = 480, 190, 46, 58  # of a chart's plot, px, and its margins
+_TENTH = {"float64": 0.1 * 2.0**52, "float32": 0.1 * 2.0**23, "bfloat16": 0.1 * 2.0**7, "float16": 0.1 * 2.0**10}  # a 10% error in ulp
 _HIGHEST = 18  # 10 ** that many ulp is the top of the scale
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --quiet: #60646c; --line: #d9dce1; --back: #ffffff; --soft: #f4f5f7; }
@@ -59,8 +60,8 @@ magnitudes that the loss answers for. Dashed: the limit, before the condition nu
 
 
 def _verdict(report: Report) -> str:
-    wrong = {"fail": report.failures, "are inconclusive": report.undecided}
-    said = [f"{len(found)} checks {what}." for what, found in wrong.items() if found]
+    wrong = {("fails", "fail"): report.failures, ("is inconclusive", "are inconclusive"): report.undecided}
+    said = [f"1 check {one}." if len(found) == 1 else f"{len(found)} checks {many}." for (one, many), found in wrong.items() if found]
     said += [f"Not caught: {', '.join(report.missed)}."] if report.missed else []
     return " ".join(said) or "Everything holds."
 
@@ -123,7 +124,7 @@ def _bars(data: dict[str, Any], color: str, x: Callable[[float], float], top: in
     parts = [f'<rect x="{x(exponents[0]) - 10:.1f}" y="{top}" width="6" height="9" fill="{color}"/>']
     for exponent, largest, *shares in zip(exponents, data["max"], data["nan"], data["inf"], data["zero"], strict=True):
         broken = max(shares)
-        large = largest is not None and largest > 1e3 * data["limit"]
+        large = largest is not None and largest > min(1e3 * data["limit"], max(data["limit"], _TENTH[data["dtype"]]))
         fill = "#c62a2f" if broken else "#b9bec6" if largest is None else "#e8a33d" if large else "#62b58f"
         title = f"1e{exponent:g}: NaN {shares[0]:.0%}, infinite {shares[1]:.0%}, zero {shares[2]:.0%}"
         parts.append(

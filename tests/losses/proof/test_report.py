@@ -20,8 +20,8 @@ def report(*verdicts, mutants=()):
     ("found", "verdict", "said"),
     [
         (report("holds", "excepted"), "holds", "Everything holds."),
-        (report("holds", "inconclusive"), "inconclusive", "1 checks are inconclusive."),
-        (report("fails", "inconclusive"), "fails", "1 checks fail. 1 checks are inconclusive."),
+        (report("holds", "inconclusive"), "inconclusive", "1 check is inconclusive."),
+        (report("fails", "inconclusive", "inconclusive"), "fails", "1 check fails. 2 checks are inconclusive."),
         (report("holds", mutants=[("sign", "dy"), ("factor 2", None)]), "fails", "Not caught: factor 2."),
         (report("holds", mutants=[("sign", "dy")]), "holds", "Everything holds."),
     ],
