@@ -1,121 +1,163 @@
-"""Steps per second of this trainer beside Keras `fit`, in turns on the same machine.
+"""Steps per second of this trainer beside other training loops, in turns on the same machine.
 
-    python -m benchmarks.loop [--windows 5] [--json FILE]
+    python -m benchmarks.loop [--workloads mlp,cnn] [--only orbit,jax_scan] [--windows 7] [--json FILE] [--report]
 
-The job is an MLP 64-128-128-10 on the digits, batch 32, Adam, softmax cross-entropy. The trainer runs by its own command and
-writes loss and gradient norms (global and of every variable) of every step to metrics.jsonl and TensorBoard; `fit` computes no
-norms, and in two of its three ways it records nothing. Start-up, tracing and compilation are left out on both sides: the
-trainer's rate is that of its summary.json, counted from its second chunk on, and `fit` is timed after a first call. Keras' data
-are repeated so that a window is one epoch, without pauses between epochs. Ends with status 1 where the trainer is less than
-2.5 times as fast as `fit` or 7 times as fast as `fit` that records every batch.
+The same model, data, batch, initial weights' scale and Adam for all, in float32. The trainer runs by its own command in a fresh
+process for every window and writes loss and gradient norms (global and of every variable) of every step to metrics.jsonl and
+TensorBoard; its rate is that of its summary.json, counted from its second chunk on. Each competitor is a process of its own,
+which builds and compiles once and then waits for its turns; they are in `benchmarks/competitors`, and say there what they compute:
+loops of one's own loss, accuracy and global norm of every step, Keras `fit` no norms. Orbit, PyTorch with Lightning, and JAX have
+virtual environments, made on first use.
+
+A window that fails leaves the others as they are; what can't be installed or fails is in the table with the reason. --json is written
+after every window, and workloads that the file holds from before stay in it, so that they can be measured one by one; --report
+writes docs/performance.md of all that are in the results. Ends with status 1 where a wanted ratio is missed or could not be measured.
 """
 
 import argparse
-import json
+import contextlib
+import datetime
+import importlib.metadata
 import os
-import statistics
-import subprocess
+import platform
+import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-BATCH_SIZE = 32
-TRAINER_STEPS = 40_000  # in one window
-FIT_STEPS = 4_000
-RECORDED_FIT_STEPS = 1_500
-ALONE, CHUNKED, RECORDED = "Keras fit", "fit, steps_per_execution=32", "fit, TensorBoard every batch"
-TRAINER = "gradtrain, TensorBoard every step"
-WANTED = {ALONE: 2.5, RECORDED: 7.0}  # times as many steps per second as these
+from benchmarks import report, results, workloads
+from benchmarks.competitors.job import Job
+from benchmarks.entrants import COMPETITORS, ROOT, FailedError, Waiting, run_trainer
+from benchmarks.environments import CACHE, NotInstalledError, python_of
+from benchmarks.results import Entry, Result
+from benchmarks.workloads import OURS, UNDROPPED, UNWATCHED, WORKLOADS, Workload
 
-
-def trainer_rate(folder: Path) -> float:
-    """Steps per second of the trainer's own command in a fresh process."""
-    overrides = [f"trainer.steps={TRAINER_STEPS}", f"data.batch_size={BATCH_SIZE}", "trainer.eval_every=0", "checkpoint.every=0"]
-    command = [sys.executable, "-m", "trainer", "data=digits", "model=mlp", "optimizer=adam", *overrides, f"hydra.run.dir={folder}"]
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # unset, it starts in silence
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    return json.loads((folder / "summary.json").read_text())["steps_per_second"]
+OURS_TITLES = {OURS: "gradtrain", UNWATCHED: "gradtrain, watching nothing", UNDROPPED: "gradtrain, without dropout"}
+_OTHER_PARAMETERS = "trains another model: {found} parameters instead of {wanted}"
 
 
-def fit_rate(folder: Path, steps_per_execution: int = 1, record: bool = False) -> Callable[[], float]:
-    """A function that times one window of `fit` and returns its steps per second."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
-    import numpy as np
-    from sklearn.datasets import load_digits
+def measure(workload: Workload, names: list[str], options: argparse.Namespace, result: Result, keep: Callable[[], None]) -> None:
+    """Fills `result` with windows of the entrants, who take turns, in the reverse order in every other window.
 
-    num_steps = RECORDED_FIT_STEPS if record else FIT_STEPS
-    features, labels = load_digits(return_X_y=True)
-    rows = np.arange(num_steps * BATCH_SIZE) % len(labels)
-    features, labels = (features[rows] / 16).astype("float32"), labels[rows]
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.layers.Dense(128, "relu"), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, steps_per_execution=steps_per_execution)
-
-    def window() -> float:
-        callbacks = [keras.callbacks.TensorBoard(folder, update_freq="batch")] if record else []
-        started = time.perf_counter()
-        model.fit(features, labels, batch_size=BATCH_SIZE, callbacks=callbacks, verbose=0)
-        return num_steps / (time.perf_counter() - started)
-
-    window()
-    return window
-
-
-def measure(num_windows: int) -> dict[str, list[float]]:
-    """Steps per second of every window, the candidates taking turns."""
-    rates: dict[str, list[float]] = {ALONE: [], CHUNKED: [], RECORDED: [], TRAINER: []}
-    with tempfile.TemporaryDirectory() as folder:
-        fits = {
-            ALONE: fit_rate(Path(folder)),
-            CHUNKED: fit_rate(Path(folder), steps_per_execution=32),
-            RECORDED: fit_rate(Path(folder) / "keras", record=True),
-        }
-        for window in range(num_windows):
-            for name, fit in fits.items():
-                rates[name].append(fit())
-            rates[TRAINER].append(trainer_rate(Path(folder) / f"trainer-{window}"))
-    return rates
-
-
-def ratios(rates: dict[str, list[float]], name: str) -> list[float]:
-    """The trainer's rate over a candidate's, window by window."""
-    return [ours / theirs for ours, theirs in zip(rates[TRAINER], rates[name], strict=True)]
+    Args:
+        workload: what all of them train.
+        names: of entrants, out of COMPETITORS and the workload's `ours`.
+        options: windows, seconds, environments.
+        result: where they go; `keep` is called whenever there is more in it.
+        keep: stores it.
+    """
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        data = workloads.write_data(workload, folder)
+        turns: dict[str, Callable[[], dict[str, Any]]] = {}
+        for entrant in names:
+            if entrant in workload.ours:
+                result.entries[entrant] = Entry(OURS_TITLES[entrant], _our_versions())
+                turns[entrant] = _trainer_turn(workload, entrant, folder)
+                continue
+            entry = result.entries[entrant] = Entry(COMPETITORS[entrant].title)
+            try:
+                waiting = _start(entrant, workload, data, options.environments, folder)
+            except (FailedError, NotInstalledError) as error:
+                entry.error = str(error)
+                _say(f"{entry.title}: {error}")
+                continue
+            stack.callback(waiting.close)
+            entry.versions = waiting.about["versions"]
+            turns[entrant] = lambda waiting=waiting: waiting.window(options.seconds)  # type: ignore[misc]
+        keep()
+        for window in range(options.windows):
+            for entrant in list(turns)[:: -1 if window % 2 else 1]:
+                entry = result.entries[entrant]
+                try:
+                    entry.windows.append(turns[entrant]())
+                    _say(f"window {window + 1} of {options.windows}: {entry.title}: {entry.windows[-1]}")
+                except FailedError as error:
+                    entry.windows.append(None)
+                    entry.error = str(error)
+                    _say(f"window {window + 1} of {options.windows}: {entry.title}: {error}")
+                keep()
 
 
-def table(rates: dict[str, list[float]]) -> Table:
-    """Medians, and the ratios of the trainer's rate to each: their median, smallest and largest."""
-    report = Table(title=f"MLP 64-128-128-10, batch {BATCH_SIZE}, {os.cpu_count()} CPUs: median of {len(rates[TRAINER])} windows")
-    for heading in ("loop", "steps/s", "ratio", "from, to", "wanted"):
-        report.add_column(heading, justify="left" if heading == "loop" else "right")
-    for name, values in rates.items():
-        times = ratios(rates, name)
-        median, spread = f"{statistics.median(times):.1f}", f"{min(times):.1f}, {max(times):.1f}"
-        wanted = f"{WANTED[name]:g}" if name in WANTED else ""
-        report.add_row(name, f"{statistics.median(values):.0f}", *(("", "") if name == TRAINER else (median, spread)), wanted)
-    return report
+def _start(name: str, workload: Workload, data: Path, environments: Path, folder: Path) -> Waiting:
+    competitor = COMPETITORS[name]
+    sizes = (workload.model, workload.num_outputs, str(data), workload.batch_size, workload.dropout, workload.steps_per_call)
+    python = python_of(competitor.environment, environments)
+    _say(f"starting {competitor.title}")
+    waiting = Waiting(competitor, python, Job(*sizes, competitor.way), folder / f"{name}.errors")
+    if waiting.about["num_parameters"] != workload.num_parameters:
+        waiting.close()
+        raise FailedError(_OTHER_PARAMETERS.format(found=waiting.about["num_parameters"], wanted=workload.num_parameters))
+    return waiting
 
 
-def main() -> int:
+def _trainer_turn(workload: Workload, name: str, folder: Path) -> Callable[[], dict[str, Any]]:
+    def turn() -> dict[str, Any]:
+        run = folder / name
+        shutil.rmtree(run, ignore_errors=True)
+        return run_trainer([*workloads.trainer_overrides(workload, folder), *workload.ours[name]], run)
+
+    return turn
+
+
+def _our_versions() -> str:
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("gradtrain", "tensorflow", "keras"))
+
+
+def _machine() -> str:
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} CPUs ({models[0] if models else platform.machine()}), {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the steps per second of every window there")
-    arguments = parser.parse_args()
-    rates = measure(arguments.windows)
-    Console().print(table(rates))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rates, indent=2) + "\n")
-    medians = {name: statistics.median(ratios(rates, name)) for name in WANTED}
-    missed = [f"{medians[name]:.2f} times {name}, wanted {WANTED[name]:g}" for name in WANTED if medians[name] < WANTED[name]]
-    if missed:
-        print(f"too slow: {'; '.join(missed)}", file=sys.stderr)
-    return int(bool(missed))
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="with commas between; default: %(default)s")
+    everybody = [*OURS_TITLES, *COMPETITORS]
+    parser.add_argument("--only", help=f"entrants, with commas between, out of {', '.join(everybody)}")
+    parser.add_argument("--windows", type=int, default=7, help="of each entrant; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a competitor's window; default: %(default)s")
+    parser.add_argument("--environments", type=Path, default=CACHE, help="folder of the virtual environments; default: %(default)s")
+    parser.add_argument("--json", type=Path, help="keep every window there, beside the other workloads that it holds")
+    parser.add_argument("--report", action="store_true", help="write docs/performance.md and its plot")
+    options = parser.parse_args(arguments)
+    names = chosen(parser, "workloads", options.workloads, list(WORKLOADS))
+    only = chosen(parser, "only", options.only, everybody)
+    found = results.read(options.json) if options.json else {}
+
+    def keep() -> None:
+        if options.json:
+            results.write(found, options.json)
+
+    for name in names:
+        workload = WORKLOADS[name]
+        found[name] = Result(workload.title, datetime.date.today().isoformat(), _machine())
+        measure(workload, [entrant for entrant in only if entrant in (*workload.ours, *COMPETITORS)], options, found[name], keep)
+        Console(width=None if sys.stdout.isatty() else 140).print(report.table(found[name]))
+    if options.report:
+        in_order = {name: found[name] for name in WORKLOADS if name in found}
+        (ROOT / "docs" / "performance.svg").write_text(report.plot(in_order))
+        (ROOT / "docs" / "performance.md").write_text(report.page(in_order, "performance.svg"))
+    all_found = [(name, finding) for name, of_one in results.findings(found).items() for finding in of_one if name in names]
+    for name, finding in all_found:
+        print(f"{'met   ' if finding.met else 'MISSED'} {name}: {finding.text}")
+    return int(not all(finding.met for _, finding in all_found))
+
+
+def chosen(parser: argparse.ArgumentParser, option: str, typed: str | None, known: list[str]) -> list[str]:
+    """The names that were typed, in the order of `known`; all where none were."""
+    wanted = known if typed is None else typed.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"--{option}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    return [name for name in known if name in wanted]
 
 
 if __name__ == "__main__":
