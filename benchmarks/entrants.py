@@ -82,7 +82,10 @@ class Waiting:
         line = stdout.readline()
         if not line:
             raise FailedError(self._reason())
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise FailedError(f"answered {line.strip()[:100]!r}") from error
 
     def _reason(self) -> str:
         return f"ended with status {self._process.wait()}: {last_line(self._errors.read_text())}"
@@ -104,10 +107,9 @@ def run_trainer(overrides: list[str], folder: Path) -> dict[str, Any]:
         raise FailedError(f"not done within {_MOST_SECONDS} s") from error
     if done.returncode:
         raise FailedError(f"ended with status {done.returncode}: {last_line(done.stdout)}")
-    summary = json.loads((folder / "summary.json").read_text())
-    return {
-        "rate": summary["steps_per_second"],
-        "loss": summary["final"]["loss"],
-        "peak_memory_mb": summary["peak_memory_mb"],
-        "compile": summary["compile"],
-    }
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        kept = {key: summary[key] for key in ("peak_memory_mb", "compile")}
+        return {"rate": summary["steps_per_second"], "loss": summary["final"]["loss"], **kept}
+    except (OSError, ValueError, KeyError) as error:
+        raise FailedError(f"its summary.json can't be read: {error!r}") from error

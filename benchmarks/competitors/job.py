@@ -15,10 +15,6 @@ from typing import Any
 
 import numpy as np
 
-# Answers go to what was standard output; whatever a framework prints goes to standard error from here on.
-_ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-
 _FIRST_SECONDS = 0.5  # a rate counted over less is no guide to the size of a window
 
 LEARNING_RATE, EPSILON = 1e-3, 1e-7  # of Adam
@@ -80,18 +76,21 @@ class Order:
 
 def take_turns(packages: list[str], num_parameters: int, window: Window) -> None:
     """Says that it is ready after a first step, then does a window of the length in seconds that each line of input asks for."""
+    # Answers go to what was standard output; whatever a framework prints goes to standard error from here on.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**fields: Any) -> None:
+        print(json.dumps(fields), file=answers, flush=True)
+
     window(1)
     num_steps, seconds = 1, 0.0
     while seconds < _FIRST_SECONDS:
         num_steps, seconds, _ = window(num_steps if not seconds else 4 * num_steps)
     rate = num_steps / seconds
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
-    _answer(versions=versions, num_parameters=num_parameters)
+    answer(versions=versions, num_parameters=num_parameters)
     for line in sys.stdin:
         num_steps, seconds, loss = window(max(1, round(rate * float(line))))
         rate = num_steps / seconds
-        _answer(rate=rate, loss=loss, peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def _answer(**fields: Any) -> None:
-    print(json.dumps(fields), file=_ANSWERS, flush=True)
+        answer(rate=rate, loss=loss, peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
