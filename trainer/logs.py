@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.encoding import NUMBER_WIDTH, Records, decimals, filled, framed, sized, varint
+
 Extra = Mapping[int, Mapping[str, float]]  # step to further scalars of it, tag to value
 
 _PENDING_BYTES = 256 * 2**20  # bounds the memory of what is not yet written: four million steps of 13 scalars
@@ -223,7 +225,7 @@ class LineFile:
         for tag in tags:
             line += f", {json.dumps(tag)}:".encode()
             self._places.append(len(line))
-            line += bytes(_NUMBER.itemsize)
+            line += bytes(NUMBER_WIDTH)
         self._line = line + b"}\n"
 
     def write(self, chunk: _Chunk) -> None:
@@ -243,7 +245,7 @@ class LineFile:
         powers = 10 ** np.arange(len(str(steps[0])))[::-1]
         head = b'{"step": '
         start = len(head) + len(powers)
-        lines = _filled(head + bytes(len(powers)) + self._line, [start + place for place in self._places], _decimals(rows))
+        lines = filled(head + bytes(len(powers)) + self._line, [start + place for place in self._places], decimals(rows))
         lines[:, len(head) : start] = steps[:, None] // powers % 10 + ord("0")
         return lines
 
@@ -269,15 +271,6 @@ def _pieces(chunk: _Chunk) -> Iterator[slice]:
             yield slice(first, min(first + num_rows, end))
 
 
-def _filled(template: bytes, places: Sequence[int], numbers: np.ndarray) -> np.ndarray:
-    """Copies of the template, uint8 [n, length], with numbers, uint8 [n, places, width], in their places."""
-    filled = np.tile(np.frombuffer(template, np.uint8), (len(numbers), 1))
-    width = numbers.shape[2]
-    for i, place in enumerate(places):
-        filled[:, place : place + width] = numbers[:, i]
-    return filled
-
-
 def _append(file: io.FileIO, content: bytes) -> None:
     """All of it or nothing: half a line or record would spoil the next."""
     size = os.fstat(file.fileno()).st_size
@@ -290,44 +283,6 @@ def _append(file: io.FileIO, content: bytes) -> None:
         raise
 
 
-# A number in a line of metrics.jsonl, -1.23456789e-01; where the sign may stand there is a space otherwise.
-_NUMBER = np.dtype([("sign", "u1"), ("first", "u1"), ("point", "u1"), ("high", "<u4"), ("low", "<u4"), ("exponent", "<u4")])
-_FOUR_DIGITS = (np.arange(10_000)[:, None] // [1000, 100, 10, 1] % 10 + ord("0")).astype(np.uint8).view("<u4").ravel()
-_EXPONENTS = np.arange(-45, 39)  # of ten, of every float32
-_EXPONENT_TEXTS = np.array([f"e{exponent:+03d}" for exponent in _EXPONENTS], "S4").view("<u4")
-_SCALES = 10.0 ** (8 - _EXPONENTS)
-_NEXT_POWERS = 10.0 ** (_EXPONENTS + 1)
-# From the eleven bits that are a float64's binary exponent: where in _EXPONENTS the ten's is, or the one after it. Zero is 0e+00.
-_PLACES = np.floor(np.clip(np.arange(2048) - 1023, -149, 127) * math.log10(2)).astype(np.int64) - _EXPONENTS[0]
-_PLACES[0] = -_EXPONENTS[0]
-
-
-def _decimals(values: np.ndarray) -> np.ndarray:
-    """Nine significant digits of values float32 [n, m], as text uint8 [n, m, 15]; "NaN", "inf" and "-inf" in quotes.
-
-    Nine digits are within 5e-9 of a float32, relatively, and its neighbours are 6e-8 away or more: float64 has what it takes to find them.
-    """
-    finite = np.isfinite(values)
-    size = np.abs(np.where(finite, values, 0), dtype=np.float64)
-    place = _PLACES[size.view(np.int64) >> 52]
-    place += size >= _NEXT_POWERS[place]
-    digits = np.minimum(np.rint(size * _SCALES[place]), 999_999_999).astype(np.uint32)
-    high = digits // 10_000
-    first = high // 10_000
-    text = np.empty(values.shape, _NUMBER)
-    text["sign"] = np.where(np.signbit(values), ord("-"), ord(" "))
-    text["first"] = first + ord("0")
-    text["point"] = ord(".")
-    text["high"] = _FOUR_DIGITS[high - first * 10_000]
-    text["low"] = _FOUR_DIGITS[digits - high * 10_000]
-    text["exponent"] = _EXPONENT_TEXTS[place]
-    if not finite.all():
-        words = text.view(f"S{_NUMBER.itemsize}")
-        for word, where in (("NaN", np.isnan(values)), ("inf", values == np.inf), ("-inf", values == -np.inf)):
-            words[where] = f' "{word}"'.ljust(_NUMBER.itemsize).encode()
-    return text.view(np.uint8).reshape(*values.shape, _NUMBER.itemsize)
-
-
 class EventFile:
     """A TensorBoard event file: an event for each step, with a scalar for each tag."""
 
@@ -336,13 +291,13 @@ class EventFile:
         path = folder / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._file = path.open("ab", buffering=0)
         self._tags = tuple(tags)
-        self._records: dict[tuple[str, ...], _Records] = {}
-        # Fields of Event beside those of _Records: file_version = 3, session_log = 7; SessionLog.status = 1.
+        self._records: dict[tuple[str, ...], Records] = {}
+        # Fields of Event beside those of Records: file_version = 3, session_log = 7; SessionLog.status = 1.
         now = b"\x09" + struct.pack("<d", time.time())
-        version = now + b"\x1a" + _sized(b"brain.Event:2")
+        version = now + b"\x1a" + sized(b"brain.Event:2")
         # START makes TensorBoard forget the points from this step on that an earlier, cut-off part of the run has left.
-        start = now + b"\x10" + _varint(last_step + 1) + b"\x3a" + _sized(b"\x08\x01")
-        _append(self._file, _framed(version) + _framed(start))
+        start = now + b"\x10" + varint(last_step + 1) + b"\x3a" + sized(b"\x08\x01")
+        _append(self._file, framed(version) + framed(start))
 
     def write(self, chunk: _Chunk) -> None:
         for piece in _pieces(chunk):
@@ -363,99 +318,8 @@ class EventFile:
 
     def _encode(self, tags: tuple[str, ...], steps: np.ndarray, rows: np.ndarray, wall_times: np.ndarray) -> bytes:
         if tags not in self._records:
-            self._records[tags] = _Records(tags)
+            self._records[tags] = Records(tags)
         return self._records[tags].encode(steps, rows, wall_times)
-
-
-class _Records:
-    """Encodes events with the same tags: framed Protocol Buffers of the same length, which differ in their numbers alone.
-
-    A record is its length (8 bytes), the length's checksum (4), an Event, and its checksum (4). Fields: Event.wall_time = 1 (double),
-    step = 2 (varint), summary = 5; Summary.value = 1; Value.tag = 1, simple_value = 2 (float).
-
-    A CRC is linear: that of a record is the one of the record with zeros for its numbers, and for each byte of a number a term that
-    depends on the byte and its place alone. So a table for each place does for all records at once what is done byte by byte otherwise.
-    """
-
-    def __init__(self, tags: Sequence[str]) -> None:
-        summary, values_at = b"", []
-        for tag in tags:
-            value = b"\x0a" + _sized(tag.encode()) + b"\x15" + bytes(4)
-            summary += b"\x0a" + _sized(value)
-            values_at.append(len(summary) - 4)
-        head = b"\x09" + bytes(8) + b"\x10" + bytes(5) + b"\x2a" + _varint(len(summary))
-        event = head + summary
-        self._template = _framed(event)
-        self._time_at, self._step_at = _FRAME + 1, _FRAME + 10
-        self._values_at = [_FRAME + len(head) + at for at in values_at]
-        starts = [(self._time_at, 8), (self._step_at, 5), *((at, 4) for at in self._values_at)]
-        self._bytes_at = np.array([at + i for at, width in starts for i in range(width)])
-        self._zeros_crc = np.uint32(_crc32c(event))
-        self._tables = _crc_tables(len(event), (self._bytes_at - _FRAME).tolist()).ravel()
-
-    def encode(self, steps: np.ndarray, rows: np.ndarray, wall_times: np.ndarray) -> bytes:
-        """Records of steps int64 [n], rows float32 [n, tags] and wall times float64 [n]."""
-        n = len(steps)
-        numbers = np.empty((n, len(self._bytes_at)), np.uint8)
-        numbers[:, :8] = wall_times.astype("<f8").view(np.uint8).reshape(n, 8)
-        # A varint of always five bytes, seven bits in each, lowest first.
-        numbers[:, 8:13] = steps[:, None] >> np.arange(0, 35, 7) & 0x7F | [0x80, 0x80, 0x80, 0x80, 0]
-        numbers[:, 13:] = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(n, -1)
-        records = _filled(self._template, self._values_at, numbers[:, 13:].reshape(n, -1, 4))
-        records[:, self._time_at : self._time_at + 8] = numbers[:, :8]
-        records[:, self._step_at : self._step_at + 5] = numbers[:, 8:13]
-        terms = self._tables.take(numbers + np.arange(0, self._tables.size, 256), mode="wrap")
-        crc = _masked(self._zeros_crc ^ np.bitwise_xor.reduce(terms, axis=1))
-        records[:, -4:] = crc.astype("<u4").view(np.uint8).reshape(n, 4)
-        return records.tobytes()
-
-
-_FRAME = 12  # bytes of a record before its event
-_CRC_TABLE: np.ndarray = np.arange(256, dtype=np.uint32)
-for _ in range(8):  # CRC-32C, reflected
-    _CRC_TABLE = _CRC_TABLE >> 1 ^ np.where(_CRC_TABLE & 1, np.uint32(0x82F63B78), np.uint32(0))
-
-
-def _crc32c(content: bytes) -> int:
-    table, crc = _CRC_TABLE.tolist(), 0xFFFFFFFF
-    for byte in content:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
-
-
-def _crc_tables(length: int, places: Sequence[int]) -> np.ndarray:
-    """Uint32 [places, 256]: what a byte that stands in that place of a message changes in the CRC of the message with a zero there."""
-    wanted = {place: i for i, place in enumerate(places)}
-    tables = np.empty((len(places), 256), np.uint32)
-    table = _CRC_TABLE  # of the last byte; that of the byte before has a zero byte more to go through
-    for place in range(length - 1, -1, -1):
-        if place in wanted:
-            tables[wanted[place]] = table
-        table = table >> 8 ^ _CRC_TABLE[table & 0xFF]
-    return tables
-
-
-def _masked(crc: np.ndarray) -> np.ndarray:
-    """As TFRecord files want them, uint32."""
-    return (crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(0xA282EAD8)
-
-
-def _framed(event: bytes) -> bytes:
-    length = struct.pack("<Q", len(event))
-    checksums = _masked(np.array([_crc32c(length), _crc32c(event)], np.uint32)).astype("<u4").tobytes()
-    return length + checksums[:4] + event + checksums[4:]
-
-
-def _sized(content: bytes) -> bytes:
-    return _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
 
 
 def plain(value: float | str) -> float | str:

@@ -93,34 +93,6 @@ def test_without_tensorboard_there_is_no_event_file(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_every_kind_of_float32_is_kept_to_the_bit(tmp_path):
-    bits = np.random.default_rng(0).integers(0, 2**32, 60_000, dtype=np.uint32)
-    powers = 10.0 ** np.arange(-45, 39)
-    near = [np.nextafter(np.float32(powers), np.float32(to)) for to in (0, np.inf)]
-    kinds = [
-        bits.view(np.float32),
-        np.float32(powers),
-        *near,
-        -np.float32(powers),
-        np.float32([0, -0.0, 1e-45, 1.1754944e-38, 3.4028235e38]),
-    ]
-    values = np.concatenate(kinds)
-    values = np.append(values, np.zeros(-len(values) % 3, np.float32)).reshape(-1, 3)
-    with Recorder(tmp_path, TAGS, False, 0) as recorder:
-        recorder.put(np.arange(1, len(values) + 1), values, {})
-    written = np.float32([[float(line[tag]) for tag in TAGS] for line in lines(tmp_path)])
-    np.testing.assert_array_equal(written, values)
-    np.testing.assert_array_equal(np.signbit(written)[~np.isnan(values)], np.signbit(values)[~np.isnan(values)])
-
-
-def test_numbers_are_those_that_printf_gives(tmp_path):
-    values = [0.0, 1.0, -1.0, 0.5, 1e-3, 100.0, 123456.789, 9.9999999e9, 1.17549435e-38]
-    with Recorder(tmp_path, ["loss"], False, 0) as recorder:
-        recorder.put(np.arange(1, len(values) + 1), np.float32(values)[:, None], {})
-    expected = [f'{{"step": {step}, "loss":{np.float32(value): .8e}}}' for step, value in enumerate(values, 1)]
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == expected
-
-
 def test_tensorflow_reads_the_records_and_finds_their_checksums_right(tmp_path):
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     record(tmp_path, 250, rows, {300: {"eval/loss": 0.5}})
@@ -137,10 +109,6 @@ def test_tensorflow_reads_the_records_and_finds_their_checksums_right(tmp_path):
     path.write_bytes(content)
     with pytest.raises(tf.errors.DataLossError):
         list(tf.data.TFRecordDataset(str(path)))
-
-
-def test_crc32c_of_the_standard_check_value():
-    assert logs._crc32c(b"123456789") == 0xE3069283
 
 
 def test_more_numbers_than_are_encoded_at_once(tmp_path, monkeypatch):
