@@ -79,7 +79,7 @@ class Records:
         starts = [(self._time_at, 8), (self._step_at, 5), *((at, 4) for at in self._values_at)]
         self._bytes_at = np.array([at + i for at, width in starts for i in range(width)])
         self._zeros_crc = np.uint32(crc32c(event))
-        self._tables = _crc_tables(len(event), (self._bytes_at - _FRAME).tolist()).ravel()
+        self._tables = _crc_tables(len(event), self._bytes_at - _FRAME).ravel()
 
     def encode(self, steps: np.ndarray, rows: np.ndarray, wall_times: np.ndarray) -> bytes:
         """Records of steps int64 [n], rows float32 [n, tags] and wall times float64 [n]."""
@@ -111,16 +111,30 @@ def crc32c(content: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def _crc_tables(length: int, places: Sequence[int]) -> np.ndarray:
+def _crc_tables(length: int, places: np.ndarray) -> np.ndarray:
     """Uint32 [places, 256]: what a byte that stands in that place of a message changes in the CRC of the message with a zero there."""
-    wanted = {place: i for i, place in enumerate(places)}
-    tables = np.empty((len(places), 256), np.uint32)
-    table = _CRC_TABLE  # of the last byte; that of the byte before has a zero byte more to go through
-    for place in range(length - 1, -1, -1):
-        if place in wanted:
-            tables[wanted[place]] = table
-        table = table >> 8 ^ _CRC_TABLE[table & 0xFF]
+    tables = np.zeros((len(places), 256), np.uint32)
+    tables[:, 1 << np.arange(8)] = _through_zeros(_CRC_TABLE[1 << np.arange(8)], length - 1 - places)
+    for bit in (1 << np.arange(8)).tolist():  # the other bytes are sums of those of one bit
+        tables[:, bit : 2 * bit] = tables[:, :bit] ^ tables[:, bit : bit + 1]
     return tables
+
+
+def _through_zeros(crcs: np.ndarray, num_zeros: np.ndarray) -> np.ndarray:
+    """Uint32 [n, m]: crcs uint32 [m] after num_zeros int [n] zero bytes more, by squaring the map of one: it is linear."""
+    out = np.tile(crcs, (len(num_zeros), 1))
+    zeros = np.arange(256, dtype=np.uint32) << np.uint32(8) * np.arange(4, dtype=np.uint32)[:, None]  # of each of a CRC's four bytes,
+    zeros = zeros >> 8 ^ _CRC_TABLE[zeros & 0xFF]  # its part in what comes out
+    while num_zeros.any():
+        odd = num_zeros & 1 == 1
+        out[odd] = _mapped(zeros, out[odd])
+        zeros = _mapped(zeros, zeros)
+        num_zeros = num_zeros >> 1
+    return out
+
+
+def _mapped(linear: np.ndarray, crcs: np.ndarray) -> np.ndarray:
+    return linear[0][crcs & 0xFF] ^ linear[1][crcs >> 8 & 0xFF] ^ linear[2][crcs >> 16 & 0xFF] ^ linear[3][crcs >> 24]
 
 
 def _masked(crc: np.ndarray) -> np.ndarray:

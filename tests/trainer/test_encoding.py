@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from trainer.encoding import Records, crc32c, decimals
 
@@ -30,10 +31,11 @@ def test_crc32c_of_the_standard_check_value():
     assert crc32c(b"123456789") == 0xE3069283
 
 
-def test_checksums_of_all_records_at_once_are_those_of_each():
+@pytest.mark.parametrize("tags", [["loss", "grad_norm/ä", ""], [f"grad_norm/layer_{i}" for i in range(200)]], ids=len)
+def test_checksums_of_all_records_at_once_are_those_of_each(tags):
     rng = np.random.default_rng(0)
-    rows, wall_times = rng.normal(size=(50, 3)).astype(np.float32), rng.uniform(1e9, 2e9, 50)
-    content = Records(["loss", "grad_norm/ä", ""]).encode(rng.integers(1, 2**35, 50), rows, wall_times)
+    rows, wall_times = rng.normal(size=(50, len(tags))).astype(np.float32), rng.uniform(1e9, 2e9, 50)
+    content = Records(tags).encode(rng.integers(1, 2**35, 50), rows, wall_times)
     length = int.from_bytes(content[:8], "little")
     assert len(content) == 50 * (length + 16)
     for start in range(0, len(content), length + 16):
