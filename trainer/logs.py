@@ -6,8 +6,8 @@ numbers have the same width everywhere: in metrics.jsonl nine significant digits
 the bit), in TensorBoard's records their four bytes, so that all records of a chunk differ in these bytes alone, and their checksums follow.
 
 A slow disk stands in nobody's way: what is not yet written is kept as float32, up to _PENDING_BYTES. Lines of metrics.jsonl go first.
-Beyond that bound TensorBoard's records of what is pending are given up, and only a disk that is too slow for metrics.jsonl itself makes
-the loop wait.
+Beyond that bound TensorBoard's records of steps whose lines are written are given up, and only a disk that is too slow for metrics.jsonl
+itself makes the loop wait.
 """
 
 import collections
@@ -47,7 +47,6 @@ class _Chunk:
     wall_times: np.ndarray  # float64 [n], seconds since 1970
     extra: dict[int, dict[str, float]]
     num_bytes: int
-    for_events: bool
 
 
 class Recorder:
@@ -105,7 +104,6 @@ class Recorder:
             np.full(len(steps), time.time()),
             further,
             num_bytes=_CHUNK_BYTES + _EXTRA_BYTES * sum(map(len, further.values())),
-            for_events=self._events is not None,
         )
         chunk.num_bytes += chunk.steps.nbytes + chunk.rows.nbytes + chunk.wall_times.nbytes
         with self._changed:
@@ -142,7 +140,7 @@ class Recorder:
             except Exception as error:  # not of the disk: a bug, raised where the loop sees it
                 self._bug = error
             with self._changed:
-                if file is self._lines and chunk.for_events:
+                if file is self._lines and self._events:
                     self._for_events.append(chunk)
                 else:
                     self._num_bytes -= chunk.num_bytes
@@ -169,29 +167,27 @@ class Recorder:
         """The first chunks of the queue, as one: small ones cost as much as large ones."""
         chunks = [self._for_lines.popleft()]
         num_numbers = chunks[0].rows.size
-        while self._for_lines and self._for_lines[0].for_events == chunks[0].for_events and num_numbers < _PIECE:
+        while self._for_lines and num_numbers < _PIECE:
             chunks.append(self._for_lines.popleft())
             num_numbers += chunks[-1].rows.size
         self._num_few -= num_numbers
         return chunks[0] if len(chunks) == 1 else _joined(chunks)
 
     def _give_up_events(self) -> bool:
-        """TensorBoard's records of all that is pending; whether that made room."""
-        lost = [chunk for chunk in (*self._for_events, *self._for_lines) if chunk.for_events]
-        if lost and not self._gave_up:
-            self._gave_up = True
+        """TensorBoard's records of pending steps whose lines are written; whether there were any."""
+        if not self._for_events:
+            return False
+        if not self._gave_up:
             print(
-                f"warning: the disk is too slow: TensorBoard's records of steps {lost[0].steps[0]} to {lost[-1].steps[-1]}, "
-                "and of later ones if it stays so, are given up; metrics.jsonl has them all",
+                f"warning: the disk is too slow: TensorBoard's records of steps {self._for_events[0].steps[0]} to "
+                f"{self._for_events[-1].steps[-1]}, and of later ones if it stays so, are given up; metrics.jsonl has them all",
                 file=sys.stderr,
                 flush=True,
             )
-        for chunk in lost:
-            chunk.for_events = False
-        made_room = bool(self._for_events)
+        self._gave_up = True
         self._num_bytes -= sum(chunk.num_bytes for chunk in self._for_events)
         self._for_events.clear()
-        return made_room
+        return True
 
     def _attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Training is worth more than its record: what can't be written is one warning, not one a step."""
@@ -211,7 +207,6 @@ def _joined(chunks: Sequence[_Chunk]) -> _Chunk:
         np.concatenate([chunk.wall_times for chunk in chunks]),
         {step: values for chunk in chunks for step, values in chunk.extra.items()},
         sum(chunk.num_bytes for chunk in chunks),
-        chunks[0].for_events,
     )
 
 
