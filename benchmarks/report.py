@@ -45,9 +45,12 @@ def _row(entry: Entry, ours: Entry | None) -> list[str]:
 HEADINGS = ("loop", "steps/s", "gradtrain's over its (from, to)", "peak MB")
 
 
+def _num_windows(result: Result) -> int:
+    return max((len(entry.windows) for entry in result.entries.values()), default=0)
+
+
 def table(result: Result) -> Table:
-    num_windows = max((len(entry.windows) for entry in result.entries.values()), default=0)
-    found = Table(title=f"{result.title}: median of {num_windows} windows")
+    found = Table(title=f"{result.title}: median of {_num_windows(result)} windows")
     for heading in HEADINGS:
         found.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
     for row in rows(result):
@@ -78,7 +81,7 @@ def page(results: dict[str, Result], plot: str) -> str:
             "",
             f"## {name}: {result.title}",
             "",
-            f"{result.date}, {result.machine}",
+            f"{result.date}, {result.machine}; {_num_windows(result)} windows.",
             "",
             f"| {' | '.join(HEADINGS)} |",
             "|---|---|---|---|",
