@@ -269,6 +269,20 @@ def test_right_passes(loss):
     assert failures(loss) == {}
 
 
+@pytest.mark.parametrize("outside", ["zero", "pass", "project"])
+def test_at_a_clips_edge_that_float32_cannot_hold_either_side_is_right(outside):
+    loss = losses.find("stable_mse")(outside=outside)
+    assert failures(loss, "adversarial") == {}
+
+    class DoubledThere(type(loss)):
+        def gradient(self, y_true, y_pred):
+            gradient = super().gradient(y_true, y_pred)
+            return tf.where(tf.abs(y_pred - self.low) < 1e-9, 2 * gradient, gradient)
+
+    if outside == "zero":  # the others are surrogates, whose truth is their own float64
+        assert "finite at edges, ties, zeros and saturation" in failures(DoubledThere(outside=outside), "adversarial")
+
+
 def test_auto_is_blamed_where_auto_is_wrong():
     at_ties = excepted(SafeRoot(), "adversarial")["finite at edges, ties, zeros and saturation", "auto"]
     assert at_ties.startswith("gradient=auto is wrong, the analytic gradient decides: NaN for finite inputs")
