@@ -25,6 +25,7 @@ class BinaryFocal(Loss):
     Keras takes the power of 1 - s(x) and, for gamma < 1, gives NaN on well-classified examples.
 
     Domain: y in [0, 1], any finite p. Shapes: y [batch, ..., dim], p the same.
+    Accuracy: within 8 ulp up to gamma = 5; beyond, a power loses about gamma ulp (gamma = 20: the gradient 20, the value 10, near p = 0).
 
     Args:
         gamma: how much less they count, an exponent >= 0; 0 is cross-entropy.

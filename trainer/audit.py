@@ -43,6 +43,8 @@ class Audit:
         if self._num_parted & (self._num_parted - 1):
             return None
         batch = self.examples(indices)
+        if batch.weights is not None:
+            batch = batch.rows(batch.weights > 0)
         predictions = self.learner.model(tf.constant(batch.features), training=False)
         report = start.verify(self.learner.loss, batch.targets, predictions, seed=step)
         wrong = {"analytic": not report.ok, "auto": not report.auto_agrees}

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from losses.base import LossError
+from losses.base import LossError, map_entries
 from losses.proof import start
 from trainer import build, checkpoints, compiling, rundir, schema
 from trainer.audit import Audit
@@ -32,7 +32,7 @@ from trainer.signals import Signals
 from trainer.step import Update
 
 _MOST_FAILURES = 3  # saves in a row that may fail
-_MOST_PROVED = 64  # targets, sequences' positions among them, of the batch on which a loss with shared weights is proved
+_MOST_PROVED = 64  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
 _MOST_STEPS, _MOST_INDICES = 4096, 2**18  # in a chunk
 _MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
 
@@ -255,11 +255,18 @@ def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     rows = order.batches(0, 1)[0]
     if data.train.weights is not None:
         rows = rows[data.train.weights[rows] > 0]
-    if learner.loss.shared and isinstance(data.train.targets, np.ndarray):
-        # A displacement of shared weights moves all examples: each is a whole evaluation, of a vocabulary's size for each position.
-        rows = rows[: max(2, _MOST_PROVED // data.train.targets[0].size)]
+    targets = data.train.targets
+    length = targets.shape[1] if data.want == "classes" and targets.ndim > 1 else 0  # of sequences of classes
+    if learner.loss.shared or length:
+        # A vocabulary's scores at every position are much to differentiate again and again; and a displacement of shared weights moves
+        # all examples, so that each is a whole evaluation.
+        rows = rows[: max(2, _MOST_PROVED // max(1, length))]
     batch = data.train.rows(rows)
     predictions = learner.model(tf.constant(batch.features), training=False)
+    if length:  # a mean over positions: the first ones stand for all
+        first = max(1, _MOST_PROVED // len(rows))
+        batch = dataclasses.replace(batch, targets=batch.targets[:, :first])
+        predictions = map_entries(lambda key, p: p if key in learner.loss.shared else p[:, :first], predictions)
     report = start.verify(learner.loss, batch.targets, predictions, job.config.seed)
     if not report.ok:
         raise ConfigError(f"{report.message}. The run has not begun")

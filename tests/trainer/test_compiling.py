@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -14,6 +15,12 @@ from trainer.errors import ConfigError, DivergedError
 
 QUICK = ("trainer.steps=24", "trainer.eval_every=0", "gradient.verify_at_start=false", "optimizer=sgd", "optimizer.learning_rate=0.1")
 NORMALIZED = ("model.batch_normalization=true", "model.dropout=0.2")
+
+
+@pytest.fixture(autouse=True)
+def _own_precision():
+    yield
+    keras.mixed_precision.set_global_policy("float32")
 
 
 def train(folder: Path, *overrides: str) -> list[dict]:
