@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from losses.base import LossError, map_entries
