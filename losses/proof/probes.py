@@ -60,9 +60,8 @@ class Function:
 
     @functools.cached_property
     def _value(self) -> Callable[..., tf.Tensor]:
-        value = getattr(self.loss, self.what)
-        # Where the batch is displaced as a whole it is evaluated hundreds of times, always of one shape.
-        return tf.function(value, autograph=False) if self.together else value
+        # It is evaluated dozens of times, of two shapes at most; a loss that loops would spend seconds in Python.
+        return tf.function(getattr(self.loss, self.what), autograph=False)
 
     def jittered(self, rng: np.random.Generator, change: float) -> Arrays:
         """The batch with every prediction changed by the fraction `change`, up or down."""
