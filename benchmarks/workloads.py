@@ -155,7 +155,7 @@ def write_data(workload: Workload, folder: Path) -> Path:
         text.write_text(_random_words(workload.vocabulary))
         source = Text(path=str(text), unit="word", length=WORDS_LENGTH, max_words=workload.vocabulary)
     assert source is not None
-    train = prepare(source.load(), "classes", "classes", schema.Data(batch_size=workload.batch_size)).train
+    train = prepare(source.load(), "classes", "classes", schema.Data(batch_size=workload.batch_size)).train.rows(slice(None))
     path = folder / "examples.npz"
     np.savez(path, features=train.features, targets=train.targets)
     return path

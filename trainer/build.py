@@ -17,9 +17,10 @@ from losses.external import External
 from losses.modes import cast_target
 from trainer import heads, schema, trust
 from trainer.config import Job, config_dirs, groups
-from trainer.data.base import Examples
+from trainer.data.base import Examples, StreamedSource
 from trainer.data.kinds import KINDS, fit
 from trainer.data.prepare import Prepared, prepare
+from trainer.data.stream import prepare_streamed
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner, LossScale
 from trainer.progress import say
@@ -152,10 +153,23 @@ def build_data(job: Job, loss: Loss) -> Prepared:
         )
     if "targets" in arguments and arguments["targets"] == "auto":
         say(f"{job.config.data.path}: the targets are read as {source.kind}; data.targets= says otherwise")
+    if isinstance(source, StreamedSource):
+        prepared = prepare_streamed(source, source.kind, want, shared)
+        if prepared.num_sampled is not None:
+            say(f"data={job.choices['data']}: mean and spread are those of {prepared.num_sampled} examples, drawn from the training part")
+        return _said(job, prepared)
     examples = source.load()
     if not isinstance(examples, Examples):
         raise ConfigError(f"{_name(job.config.data)}.load() must return trainer.data.base.Examples; it returned {type(examples).__name__}")
-    return prepare(examples, source.kind, want, shared)
+    return _said(job, prepare(examples, source.kind, want, shared))
+
+
+def _said(job: Job, data: Prepared) -> Prepared:
+    if not data.resident:
+        num_examples = len(data.train) + len(data.evaluation)
+        size = num_examples * data.first.features.nbytes / 2**20
+        say(f"data={job.choices['data']}: {num_examples} examples, {size:.0f} MB of features, are streamed")
+    return data
 
 
 def _fitting_data(loss: Loss) -> list[str]:
@@ -169,7 +183,7 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
     """The model, its head as loss and data ask."""
     what, on = f"model={job.choices['model']}", f"data={job.choices['data']}"
     found = trust.find(job.config.model._target_, "model", job.trust)
-    features_shape, tokens = data.train.features.shape[1:], data.num_tokens is not None
+    features_shape, tokens = data.features_shape, data.num_tokens is not None
     if loss.items and len(features_shape) < 2:
         raise ConfigError(
             f"the loss {loss.name} takes several items an example, features [n, items, ...]; those of {on} have shape {features_shape}"

@@ -7,32 +7,33 @@ from typing import Any
 import tensorflow as tf
 
 from trainer import audit, step
-from trainer.data.prepare import Split
+from trainer.data.prepare import Prepared, Split
 from trainer.learner import Learner
 
-Chunk = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
+Chunk = Callable[[Any, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
 def make_chunk(
-    learner: Learner, data: Split, update: step.Update, steps_per_call: int, max_skipped: int, audit_tolerance: float = 0.0
+    learner: Learner, data: Prepared, update: step.Update, steps_per_call: int, max_skipped: int, audit_tolerance: float = 0.0
 ) -> Chunk:
     """The function that runs up to `steps_per_call` steps.
 
     Args:
         learner: what is trained.
-        data: the training part; it is put on the device, on every replica's under a strategy.
+        data: its training part is put on the device, on every replica's under a strategy, if it is to be there.
         update: how a step is computed, and compiled.
         steps_per_call: K.
         max_skipped: how many steps in a row may be not finite; the chunk ends with the one that is too many.
         audit_tolerance: relative error of an audit from which on the chunk ends with its step.
 
     Returns:
-        chunk(indices, step, num_steps, skipped) -> (rows, num_done, skipped, parted): indices int32 [K, batch_size] into data, step
-        int32 the updates before it, num_steps int32 <= K, skipped int32 the number of steps in a row, up to here, that were not finite;
+        chunk(batches, step, num_steps, skipped) -> (rows, num_done, skipped, parted): batches int32 [K, batch_size] indices into data on
+        the device, or of other data `Split.arrays()`, [K, batch_size, ...] (fewer than K too where not compiled as "chunk"); step int32
+        the updates before it, num_steps int32 <= K, skipped int32 the number of steps in a row, up to here, that were not finite;
         rows float32 [K, len(step.tags)] of which the first num_done are filled; parted bool, whether the last step's audit was beyond
         the tolerance.
     """
-    arrays = _on_device(learner.strategy, data)
+    batches, batch = (_gathered if data.resident else _handed)(learner, data, update, steps_per_call)
     num_columns = len(step.tags(learner, update))
     scalar = tf.TensorSpec([], tf.int32)
 
@@ -40,16 +41,16 @@ def make_chunk(
     @tf.function(
         jit_compile=update.compiled == "chunk",
         autograph=False,
-        input_signature=[tf.TensorSpec([steps_per_call, update.batch_size], tf.int32), scalar, scalar, scalar],
+        input_signature=[batches, scalar, scalar, scalar],
     )
-    def chunk(indices: tf.Tensor, first: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple:
+    def chunk(given: Any, first: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple:
         def body(i: tf.Tensor, skipped: tf.Tensor, parted: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            row, finite, overflow = step.run(learner, update, functools.partial(_gather, arrays), indices[i], first + i)
+            gather, indices, whole = batch(given, i)
+            row, finite, overflow = step.run(learner, update, gather, indices, first + i)
             if update.audit_every:
-                batch = _gather(step.local(arrays), indices[i])
                 is_due = (first + i + 1) % update.audit_every == 0
                 with tf.control_dependencies([row]):
-                    measures, parted = audit.measure(learner, batch, is_due & finite, audit_tolerance)
+                    measures, parted = audit.measure(learner, whole(), is_due & finite, audit_tolerance)
                 row = tf.concat([row, measures], axis=0)
             skipped = tf.where(finite, 0, tf.where(overflow, skipped, skipped + 1))
             return i + 1, skipped, parted, rows.write(i, row)
@@ -64,6 +65,34 @@ def make_chunk(
         return rows.stack(), num_done, skipped, parted
 
     return chunk
+
+
+# What a chunk is called with, and what of it is one step's: a function that gathers examples, their indices, and all of them at once.
+_Batches = tuple[Any, Callable[[Any, tf.Tensor], tuple[step.Gather, tf.Tensor, Callable[[], step.Arrays]]]]
+
+
+def _gathered(learner: Learner, data: Prepared, update: step.Update, steps_per_call: int) -> _Batches:
+    """Batches are indices into examples on the device."""
+    assert isinstance(data.train, Split)
+    arrays = _on_device(learner.strategy, data.train)
+
+    def batch(given: tf.Tensor, i: tf.Tensor) -> tuple:
+        return functools.partial(_gather, arrays), given[i], lambda: _gather(step.local(arrays), given[i])
+
+    return tf.TensorSpec([steps_per_call, update.batch_size], tf.int32), batch
+
+
+def _handed(learner: Learner, data: Prepared, update: step.Update, steps_per_call: int) -> _Batches:
+    """Batches are examples; a step's indices are their places in its batch, of which every replica gathers its share."""
+    length = steps_per_call if update.compiled == "chunk" else None  # XLA would compile every length anew
+
+    def batch(given: list[tf.Tensor], i: tf.Tensor) -> tuple:
+        part = data.first.with_arrays([array[i] for array in given])
+        whole = (part.features, part.targets, part.weights)
+        gather = functools.partial(_gather, whole) if learner.strategy else lambda _: whole
+        return gather, tf.range(update.batch_size), lambda: whole
+
+    return [tf.TensorSpec([length, update.batch_size, *array.shape[1:]], array.dtype) for array in data.first.arrays()], batch
 
 
 def _on_device(strategy: tf.distribute.Strategy | None, data: Split) -> step.Arrays:

@@ -1,16 +1,20 @@
 """Evaluation: the loss and the metrics that suit the task, over every example once."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, Tensors
 from losses.modes import per_example
-from trainer.data.prepare import Prepared
+from trainer.data.prepare import Prepared, Split
+from trainer.data.stream import ahead
 from trainer.learner import Learner
 
 _BATCH_SIZE = 512
+_STREAMED_BYTES = 2**24  # of a batch that is streamed, where batches may have any size
 _METRICS = {"classes": ["eval/accuracy"], "real": ["eval/mae", "eval/r2"], "counts": ["eval/deviance", "eval/mae"]}
 
 LARGER_IS_BETTER = ("eval/accuracy", "eval/r2", "eval/ndcg", "eval/spearman")
@@ -39,32 +43,21 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
         data: its evaluation part.
         batch_size: of training: examples that a loss takes together, and sequences of tokens, are evaluated so many at a time.
     """
-    part, loss = data.evaluation, learner.loss
+    loss = learner.loss
     of_task = _task_metrics(loss, data.task)
-    num_examples = len(part)
-    batch_size = min(batch_size if learner.loss.coupled or data.num_tokens is not None else _BATCH_SIZE, num_examples)
-    num_batches = math.ceil(num_examples / batch_size)
-    features, targets = tf.constant(part.features), None if part.targets is None else tf.nest.map_structure(tf.constant, part.targets)
-    weights = tf.ones(num_examples) if part.weights is None else tf.constant(part.weights)
+    if not (loss.coupled or data.num_tokens is not None):
+        batch_size = _BATCH_SIZE if data.resident else max(1, min(_BATCH_SIZE, _STREAMED_BYTES // data.first.features.nbytes))
 
-    @tf.function(autograph=False)
-    def sums() -> tf.Tensor:
-        def body(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            positions = k * batch_size + tf.range(batch_size)
-            rows_of_batch = tf.minimum(positions, num_examples - 1)  # the last batch is padded, and its padding masked
-            weight = tf.where(positions < num_examples, tf.gather(weights, rows_of_batch), 0.0)
-            target = None if targets is None else tf.nest.map_structure(lambda y: tf.gather(y, rows_of_batch), targets)
-            predictions = learner.model(tf.gather(features, rows_of_batch), training=False)
-            values = per_example(loss, "none", target, predictions, weight > 0)
-            columns = [values, *(_metric_columns(data, target, loss.point(predictions)) if of_task else [])]
-            columns = [tf.cast(column, tf.float64) for column in (*columns, *loss.metrics(target, predictions))]
-            weight = tf.cast(weight, tf.float64)
-            weighted = [tf.reduce_sum(tf.math.multiply_no_nan(column, weight)) for column in columns]
-            return k + 1, rows.write(k, tf.stack([tf.reduce_sum(weight), *weighted]))
+    def batch_sums(features: tf.Tensor, target: Tensors, weight: tf.Tensor) -> tf.Tensor:
+        """Of a batch: the weights' sum, and the weighed sums of loss and metrics, float64."""
+        predictions = learner.model(features, training=False)
+        values = per_example(loss, "none", target, predictions, weight > 0)
+        columns = [values, *(_metric_columns(data, target, loss.point(predictions)) if of_task else [])]
+        columns = [tf.cast(column, tf.float64) for column in (*columns, *loss.metrics(target, predictions))]
+        weight = tf.cast(weight, tf.float64)
+        return tf.stack([tf.reduce_sum(weight), *(tf.reduce_sum(tf.math.multiply_no_nan(column, weight)) for column in columns)])
 
-        rows = tf.TensorArray(tf.float64, size=num_batches, infer_shape=False)
-        _, rows = tf.while_loop(lambda k, _: k < num_batches, body, (tf.constant(0), rows), parallel_iterations=1)
-        return tf.reduce_sum(rows.stack(), axis=0)
+    sums = (_resident_sums if data.resident else _streamed_sums)(data, min(batch_size, len(data.evaluation)), batch_sums)
 
     def evaluate() -> dict[str, float]:
         with learner.averaged():
@@ -75,6 +68,57 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
         return dict(zip(metric_names(loss, data.task), [means[0], *(_metrics(data, compared) if of_task else []), *own], strict=True))
 
     return evaluate
+
+
+_BatchSums = Callable[[tf.Tensor, Tensors, tf.Tensor], tf.Tensor]  # of features, targets and weights
+
+
+def _resident_sums(data: Prepared, batch_size: int, batch_sums: _BatchSums) -> Callable[[], tf.Tensor]:
+    """Sums over the evaluation part, put on the device; the last batch is padded, and its padding masked."""
+    part = data.evaluation
+    assert isinstance(part, Split)
+    num_examples = len(part)
+    num_batches = math.ceil(num_examples / batch_size)
+    features, targets = tf.constant(part.features), None if part.targets is None else tf.nest.map_structure(tf.constant, part.targets)
+    weights = tf.ones(num_examples) if part.weights is None else tf.constant(part.weights)
+
+    @tf.function(autograph=False)
+    def sums() -> tf.Tensor:
+        def body(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            positions = k * batch_size + tf.range(batch_size)
+            rows_of_batch = tf.minimum(positions, num_examples - 1)
+            weight = tf.where(positions < num_examples, tf.gather(weights, rows_of_batch), 0.0)
+            target = None if targets is None else tf.nest.map_structure(lambda y: tf.gather(y, rows_of_batch), targets)
+            return k + 1, rows.write(k, batch_sums(tf.gather(features, rows_of_batch), target, weight))
+
+        rows = tf.TensorArray(tf.float64, size=num_batches, infer_shape=False)
+        _, rows = tf.while_loop(lambda k, _: k < num_batches, body, (tf.constant(0), rows), parallel_iterations=1)
+        return tf.reduce_sum(rows.stack(), axis=0)
+
+    return sums
+
+
+def _streamed_sums(data: Prepared, batch_size: int, batch_sums: _BatchSums) -> Callable[[], tf.Tensor]:
+    """The same, batch by batch, read ahead by threads."""
+    part = data.evaluation
+    num_examples = len(part)
+
+    def read(start: int) -> list[tf.Tensor]:
+        positions = start + np.arange(batch_size)
+        batch = part.rows(np.minimum(positions, num_examples - 1))
+        weight = np.where(positions < num_examples, 1.0 if batch.weights is None else batch.weights, 0.0).astype(np.float32)
+        return [tf.constant(array) for array in dataclasses.replace(batch, weights=weight).arrays()]
+
+    @tf.function(autograph=False)
+    def of_batch(*arrays: tf.Tensor) -> tf.Tensor:
+        batch = dataclasses.replace(data.first, weights=np.ones(1)).with_arrays(arrays)
+        return batch_sums(batch.features, batch.targets, batch.weights)
+
+    def sums() -> tf.Tensor:
+        rows = [of_batch(*arrays) for arrays in ahead(read, range(0, num_examples, batch_size), part.num_readers)]
+        return tf.reduce_sum(tf.stack(rows), axis=0)
+
+    return sums
 
 
 def _metric_columns(data: Prepared, targets: Tensors, point: tf.Tensor) -> list[tf.Tensor]:

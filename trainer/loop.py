@@ -103,20 +103,24 @@ def run_loop(
     final: dict[str, float] = {}
     clock, pace = Clock(), Pace(plan.steps_per_call, plan.adapts)
     cause = "finished"
+    border = plan.next_border(state.step, pace.num_steps)
     while state.step < plan.num_steps and cause == "finished":
-        border = plan.next_border(state.step, pace.num_steps)
+        following = plan.next_border(border, pace.num_steps)  # what is made ahead is what is taken: the pace works a chunk later
         with clock("input"):
-            indices = feed.take(state.step, then=border)
+            indices, batches = feed.take(state.step, border, following)
+        waited = clock.last
         profiler.before(state.step)
         with clock("step"):
-            rows, num_done, skipped, parted = chunk(*map(tf.constant, (indices, state.step, border - state.step, state.skipped)))
+            rows, num_done, skipped, parted = chunk(batches, *map(tf.constant, (state.step, border - state.step, state.skipped)))
             rows = rows.numpy()[: int(num_done)]
+        del batches  # before more are made
         clock.count(len(rows))
-        pace.count(len(rows), clock.last)
+        pace.count(len(rows), waited + clock.last)
         steps = np.arange(state.step + 1, state.step + len(rows) + 1)
         rows, measures = rows[:, : len(tags)], rows[:, len(tags) :]
         finite = np.isfinite(rows[:, :2]).all(axis=1)  # the loss and the global gradient norm
         state.step, state.skipped = int(steps[-1]), int(skipped)
+        border = following if state.step == border else plan.next_border(state.step, pace.num_steps)
         profiler.after(state.step)
         diverged = state.skipped > plan.max_skipped
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))

@@ -20,7 +20,12 @@ def section(kind: type[Section], node: DictConfig) -> Section:
 
 
 def limited(
-    default: Any, *, minimum: float | None = None, above: float | None = None, below: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str | bool, ...] = (),
 ) -> Any:
     """A field whose value, unless None, must be >= minimum, > above, < below, or one of choices."""
     limits = {"minimum": minimum, "above": above, "below": below, "choices": choices or None}
@@ -39,6 +44,8 @@ class Data:
     standardize: bool = True  # features to mean 0, standard deviation 1 of the training part; real targets likewise
     sample_weight: str | None = None  # a column of the source that weighs its examples
     class_weight: str | None = limited(None, choices=("balanced",))  # weigh every class by the inverse of its frequency
+    stream: bool | str = limited("auto", choices=("auto", True, False))  # batches made on the host, ahead of the loop; auto: by size
+    max_resident_mb: float = limited(1024.0, minimum=0)  # stream=auto: features up to this size, in MiB, are put on the device
 
 
 @dataclasses.dataclass

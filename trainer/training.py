@@ -5,6 +5,7 @@ import dataclasses
 import json
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from trainer import build, checkpoints, compiling, rundir, schema
 from trainer.audit import Audit
 from trainer.chunk import Chunk, make_chunk
 from trainer.config import Job
-from trainer.data.feed import Feed
+from trainer.data.feed import Feed, most_batches
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
 from trainer.errors import CheckpointError, ConfigError
@@ -63,7 +64,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     order = Order(len(data.train), batch_size, job.config.seed)
     logging = schema.section(schema.Logging, job.config.logging)
     profiler = Profiler(run.file("tensorboard"), _window(logging.profile_steps))
-    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps, batch_size, profiler.borders)
+    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps, _most_steps(settings, data, batch_size), profiler.borders)
     _check_plan(plan, learner, data, batch_size, settings.accumulate)
 
     compiled = compiling.choose(settings.compile, learner)
@@ -105,17 +106,19 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
 
         def make(way: str) -> Chunk:
             update = Update(batch_size, way, settings.accumulate, plan.audit_every)
-            return make_chunk(learner, data.train, update, plan.steps_per_call, plan.max_skipped, wanted.audit_tolerance)
+            return make_chunk(learner, data, update, plan.steps_per_call, plan.max_skipped, wanted.audit_tolerance)
 
+        handed = None if data.resident else data.train
         if compiled == "measure":
-            compiled, chunk = compiling.measure(learner, make, order.batches(0, plan.steps_per_call))
+            with Feed(order, plan.steps_per_call, handed, whole=True) as feed:
+                compiled, chunk = _measured(learner, make, *feed.take(0, plan.steps_per_call, then=plan.steps_per_call))
         else:
             chunk = make(compiled)
         evaluate = make_evaluate(learner, data, batch_size)
         audit = Audit(learner, data.train.rows, wanted.on_audit == "stop")
     with (
         placement.scope(),
-        Feed(order, plan.steps_per_call) as feed,
+        Feed(order, plan.steps_per_call, handed, compiled == "chunk") as feed,
         Recorder(run.path, learner.tags, logging.tensorboard, state.step) as recorder,
         contextlib.closing(profiler),
         ProgressLine(num_steps, state.step) as progress,
@@ -138,11 +141,11 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
 
 
 def _plan(
-    settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int, batch_size: int, borders: tuple[int, ...]
+    settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int, most_steps: int, borders: tuple[int, ...]
 ) -> Plan:
     return Plan(
         num_steps=num_steps,
-        steps_per_call=min(settings.steps_per_call or _most_steps(batch_size), num_steps),
+        steps_per_call=min(most_steps, num_steps),
         adapts=settings.steps_per_call is None,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
@@ -166,9 +169,27 @@ def _window(steps: list[int]) -> tuple[int, int] | None:
     return (steps[0], steps[1]) if steps else None
 
 
-def _most_steps(batch_size: int) -> int:
-    """In a chunk, whose buffers of indices stay small."""
-    return max(1, min(_MOST_STEPS, _MOST_INDICES // batch_size))
+def _most_steps(settings: schema.Trainer, data: Prepared, batch_size: int) -> int:
+    """In a chunk, whose buffers of indices, or of examples, stay small."""
+    typed = settings.steps_per_call
+    if data.resident:
+        return typed or max(1, min(_MOST_STEPS, _MOST_INDICES // batch_size))
+    most = most_batches(data.train, batch_size)
+    if typed and typed > most:
+        say(f"trainer.steps_per_call={typed}: {most} steps at once, for the memory that their streamed batches take")
+    return min(typed or _MOST_STEPS, most)
+
+
+def _measured(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray, batches: Any) -> tuple[str, Chunk]:
+    """The fastest way of compiling on these batches, and its chunk."""
+    chunks: dict[str, Chunk] = {}
+
+    def measured(way: str) -> Chunk:
+        chunk = chunks[way] = make(way)
+        return lambda _, *arguments: chunk(batches, *arguments)
+
+    way, _ = compiling.measure(learner, measured, indices)
+    return way, chunks[way]
 
 
 def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, accumulate: int) -> None:
@@ -251,19 +272,17 @@ def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
         return "not checked: the tape's"
     if not job.config.gradient.verify_at_start:
         return "not checked: gradient.verify_at_start=false"
-    rows = order.batches(0, 1)[0]
-    if data.train.weights is not None:
-        rows = rows[data.train.weights[rows] > 0]
-    targets = data.train.targets
-    length = targets.shape[1] if data.want == "classes" and targets.ndim > 1 else 0  # of sequences of classes
+    batch = data.train.rows(order.batches(0, 1)[0])
+    if batch.weights is not None:
+        batch = batch.rows(np.flatnonzero(batch.weights > 0))
+    length = batch.targets.shape[1] if data.want == "classes" and batch.targets.ndim > 1 else 0  # of sequences of classes
     if learner.loss.shared or length:
         # A vocabulary's scores at every position are much to differentiate again and again; and a displacement of shared weights moves
         # all examples, so that each is a whole evaluation.
-        rows = rows[: max(2, _MOST_PROVED // max(1, length))]
-    batch = data.train.rows(rows)
+        batch = batch.rows(slice(max(2, _MOST_PROVED // max(1, length))))
     predictions = learner.model(tf.constant(batch.features), training=False)
     if length:  # a mean over positions: the first ones stand for all
-        first = max(1, _MOST_PROVED // len(rows))
+        first = max(1, _MOST_PROVED // len(batch))
         batch = dataclasses.replace(batch, targets=batch.targets[:, :first])
         predictions = map_entries(lambda key, p: p if key in learner.loss.shared else p[:, :first], predictions)
     report = start.verify(learner.loss, batch.targets, predictions, job.config.seed)

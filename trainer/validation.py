@@ -69,9 +69,10 @@ def validate(
     trust.check_names(resolved, command.trust)
     _check_limits(schema.Config, resolved, "")
     _check_limits(schema.Data, resolved["data"], "data.")
+    typed = {"data": _known(schema.Data)}  # the schema's keys are checked already
     for group in trust.KINDS:
         if not trust.is_own(resolved[group].get("_target_"), command.trust):
-            _check_like(resolved[group], listed[group], group)
+            _check_like(resolved[group], {key: value for key, value in listed[group].items() if key not in typed.get(group, ())}, group)
     for key, value in _leaves(resolved):
         _check_value(key, value, complete)
     _check_learning_rate(resolved["optimizer"])
@@ -221,10 +222,10 @@ def _refused(key: str, value: Any, field: dataclasses.Field) -> ConfigError:
     if bounds:
         wanted += " " + " and ".join(bounds)
     if "choices" in limits:
-        wanted = f"one of {', '.join(limits['choices'])}"
+        wanted = f"one of {', '.join(map(_shown, limits['choices']))}"
     if type(None) in options:
         wanted += ", or null"
-    close = difflib.get_close_matches(str(value), limits.get("choices", ()), n=1)
+    close = difflib.get_close_matches(str(value), [_shown(choice) for choice in limits.get("choices", ())], n=1)
     if close:
         return ConfigError(f"{key}={_shown(value)}: must be {wanted}; did you mean {key}={close[0]}?")
     example = field.default

@@ -1,4 +1,4 @@
-"""CSV and NPZ files of one's own: what is read, and that every fault names its place."""
+"""CSV, NPZ and NPY files of one's own: what is read, and that every fault names its place."""
 
 import pickle
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data.files import Csv, Npz
+from trainer.data.files import Csv, Npy, Npz
 from trainer.errors import ConfigError, DataError
 
 
@@ -273,3 +273,90 @@ def test_nothing_is_unpickled(kind, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="both features and targets are needed" if kind == "npy" else "never unpickled"):
         Npz("data.npz").load()
     assert not Path("exploited").exists()
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes NPY files and gives their folder."""
+
+    def save(**arrays) -> str:
+        for name, array in arrays.items():
+            np.save(tmp_path / f"{name}.npy", array)
+        return str(tmp_path)
+
+    return save
+
+
+def test_npy_is_read_by_row(save):
+    x = np.arange(24.0).reshape(4, 3, 2)
+    source = Npy(save(x=x, y=np.array(["b", "a", "b", "c"]), w=[1, 2, 3, 4]), sample_weight="w.npy")
+    assert (source.kind, source.num_examples, source.num_classes) == ("classes", 4, 3)
+    features, targets, weights = source.read(np.array([2, 0]))
+    np.testing.assert_array_equal(features, x[[2, 0]])
+    assert (targets.tolist(), weights.tolist()) == ([1, 1], [3, 1])
+    assert type(features) is np.ndarray
+    assert isinstance(source._features, np.memmap)
+
+
+def test_npy_paths_of_their_own(save, tmp_path):
+    folder = save(x=np.ones([3, 1]), y=[[0.5], [1.5], [2.5]])
+    source = Npy(str(tmp_path / "elsewhere"), features=f"{folder}/x.npy", target=f"{folder}/y.npy")
+    assert (source.kind, source.num_classes) == ("real", None)
+    assert source.read(np.array([1]))[1].tolist() == [1.5]
+
+
+def test_npy_kinds_of_targets(save):
+    x = np.ones([30, 1])
+    for y, targets, kind in (
+        (np.arange(30) % 2, "auto", "classes"),
+        (np.arange(30), "auto", "real"),
+        (np.arange(30) % 2, "binary", "binary"),
+        (np.zeros([30, 5, 2]), "auto", "real"),
+        (np.zeros([30, 5, 2]), "series", "series"),
+        ((np.arange(30) % 2)[:, None], "auto", "classes"),
+    ):
+        source = Npy(save(x=x, y=y), targets=targets)
+        assert source.kind == kind
+        assert source.num_classes == (2 if kind == "classes" else None)
+    assert isinstance(Npy(save(x=x, y=np.zeros([30, 5, 2])))._labels[1], np.memmap)  # may be as large as the features
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.ones(3), "y": np.ones(3)}, r"x\.npy: features must have shape .*features\[:, None\]"),
+        ({"x": np.ones([3, 1]), "y": np.ones(4)}, r"y\.npy holds 4 rows, but .*x\.npy has 3"),
+        ({"x": np.ones([3, 1]), "y": 5.0}, "a single number"),
+        ({"x": np.ones([0, 1]), "y": np.ones(0)}, "there is no data"),
+        ({"x": np.ones([3, 1]), "y": np.ones(3, complex)}, "numbers or text; found dtype complex128"),
+        ({"x": np.ones([3, 1]), "y": np.ones([3, 2], "U1")}, "must hold numbers, or text"),
+    ],
+)
+def test_npy_refuses(save, arrays, message):
+    with pytest.raises(DataError, match=message):
+        Npy(save(**arrays)).read(np.arange(2))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"hello", None])
+def test_npy_damaged(save, tmp_path, content):
+    folder = save(x=np.ones([300, 10]), y=np.ones(300))
+    whole = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(whole[:1000] if content is None else content)
+    with pytest.raises(DataError, match=r"x\.npy.*damaged"):
+        Npy(folder).read(np.arange(2))
+
+
+def test_npy_is_never_unpickled(save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "x.npy", np.array([[Exploit()]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="never unpickled"):
+        Npy(save(y=np.ones(1))).read(np.arange(1))
+    assert not Path("exploited").exists()
+
+
+def test_npy_names_what_is_missing(save, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere/x\.npy can't be read: No such file"):
+        _ = Npy(str(tmp_path / "nowhere")).num_examples
+    np.savez(tmp_path / "both.npz", x=np.ones([3, 1]))
+    with pytest.raises(DataError, match="type data=npz"):
+        _ = Npy(str(tmp_path), features="both.npz").num_examples

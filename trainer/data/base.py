@@ -25,6 +25,7 @@ class Examples:
         feature_names: the columns of features [n, columns]; empty where they have no names.
         class_names: one for each class; empty where they have no names.
         num_tokens: where features are tokens, how many different ones there are; they are indices from 0.
+        rows: [n], the examples' places in their source, for messages; None: these are all of them.
 
     Raises:
         DataError: no examples; lengths, shapes or dtypes that don't belong together; classes out of range.
@@ -37,24 +38,25 @@ class Examples:
     feature_names: Sequence[str] = ()
     class_names: Sequence[str] = ()
     num_tokens: int | None = None
+    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.num_tokens is None:
             features = _numbers("features", self.features, np.float32)
         else:
-            features = _indices("features", np.asarray(self.features), self.num_tokens, "token")
+            features = _indices("features", np.asarray(self.features), self.num_tokens, "token", rows=self.rows)
         if features.ndim < 2:
             raise DataError(
                 f"features must have shape [n, ...], one row for each example; found {features.shape}: features[:, None] makes one column"
             )
-        targets = _targets(self.targets, self.num_classes)
+        targets = _targets(self.targets, self.num_classes, self.rows)
         for array in _arrays(targets):
             if len(array) != len(features):
                 raise DataError(f"{len(features)} rows of features, but {len(array)} of targets")
         if any(0 in array.shape for array in (features, *_arrays(targets))):
             shapes = [array.shape for array in _arrays(targets)]
             raise DataError(f"there is no data: features of shape {features.shape}, targets of shape {', '.join(map(str, shapes))}")
-        weights = {name: _weights(name, column, len(features)) for name, column in self.weights.items()}
+        weights = {name: _weights(name, column, len(features), self.rows) for name, column in self.weights.items()}
         if self.feature_names and (features.ndim != 2 or len(self.feature_names) != features.shape[1]):
             raise DataError(f"{len(self.feature_names)} feature names for features of shape {features.shape}")
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -91,8 +93,7 @@ class Examples:
         if limits.bad is not None:
             self._refuse(limits.bad(self.targets), counts, "targets", self.targets, (), limits.why)
 
-    @staticmethod
-    def _refuse(bad: np.ndarray, counts: np.ndarray, name: str, array: np.ndarray, names: Sequence[str], why: str) -> None:
+    def _refuse(self, bad: np.ndarray, counts: np.ndarray, name: str, array: np.ndarray, names: Sequence[str], why: str) -> None:
         rows = bad.reshape(len(bad), -1).any(axis=1) & counts
         if rows.any():
             row = int(rows.argmax())
@@ -106,7 +107,7 @@ class Examples:
                 if place
                 else ""
             )
-            raise DataError(f"{name}: {array[row][place]} in row {row}{column} (from 0) {why}")
+            raise DataError(f"{name}: {array[row][place]} in row {_place(row, self.rows)}{column} (from 0) {why}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +127,7 @@ class Source:
 
     in `conf/data/waves.yaml`: `_target_: my_package.Waves` and `num_examples: 200`.
 
-    Examples are held in memory. Streamed data has its place beside `load`: a source that gives `num_examples` and rows by index
-    is all that the order of the data needs.
+    Its examples are held in memory; those of a `StreamedSource` need not be.
     """
 
     @property
@@ -138,6 +138,55 @@ class Source:
     def load(self) -> Examples:
         """Reads all examples; raises DataError where that can't be done."""
         raise DataError(f"{type(self).__name__} has no load(): define load(self) -> Examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedSource(Source):
+    """Where examples come from that are read when they are needed, by index: they need not fit into memory.
+
+        @dataclasses.dataclass(frozen=True)
+        class Recordings(StreamedSource):
+            path: str
+            kind = "classes"
+            num_classes = 2
+            num_examples = 1_000_000
+
+            def read(self, rows):
+                return self.samples[rows], self.labels[rows], None
+
+            @functools.cached_property
+            def samples(self):
+                return np.memmap(...)
+
+    Shapes and dtypes are those of the first example. What is read is checked then: a value that is not finite, or out of range, ends
+    the run with the row that has it.
+    """
+
+    num_classes = None  # the number of classes; None where targets are not classes
+    num_tokens = None  # where features are tokens, how many different ones there are
+    parallel = False  # whether `read` may be called by several threads at once, and gains by it
+
+    @property
+    def num_examples(self) -> int:
+        """How many there are. A plain class attribute does, or a field."""
+        raise DataError(f"{type(self).__name__} has no num_examples: say how many there are")
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray | None]:
+        """Some examples.
+
+        Args:
+            rows: [n] indices from 0 to num_examples - 1, in any order.
+
+        Returns:
+            Features, targets and weights as those of `Examples`, [n, ...] each; weights are numbers [n], or None for ever.
+
+        It is called by another thread than the one that trains, and must give the same for the same row every time.
+        """
+        raise DataError(f"{type(self).__name__} has no read(): define read(self, rows) -> (features, targets, weights or None)")
+
+    def read_targets(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
+        """Targets and weights of some examples; a source may have a shorter way to them than `read`."""
+        return self.read(rows)[1:]
 
 
 def _numbers(name: str, array: Any, dtype: type) -> np.ndarray:
@@ -153,7 +202,11 @@ def _infinite(array: np.ndarray) -> np.ndarray:
         return ~np.isfinite(array.astype(np.float32))
 
 
-def _targets(targets: Any, num_classes: int | None) -> Any:
+def _place(row: int, rows: np.ndarray | None) -> int:
+    return row if rows is None else int(rows[row])
+
+
+def _targets(targets: Any, num_classes: int | None, rows: np.ndarray | None) -> Any:
     if targets is None:
         return None
     if num_classes is not None and num_classes < 2:
@@ -161,16 +214,16 @@ def _targets(targets: Any, num_classes: int | None) -> Any:
     if isinstance(targets, Mapping):
         arrays = {name: np.asarray(array) for name, array in targets.items()}
         return {
-            name: _indices(f"targets {name}", array, num_classes, "class", lowest=-1)
+            name: _indices(f"targets {name}", array, num_classes, "class", lowest=-1, rows=rows)
             if name == "labels" and num_classes is not None
-            else _indices(f"targets {name}", array, 2**31, "number", lowest=1)
+            else _indices(f"targets {name}", array, 2**31, "number", lowest=1, rows=rows)
             for name, array in arrays.items()
         }
     if num_classes is not None:
         indices = np.asarray(targets)
         if indices.ndim == 2 and indices.shape[1] == 1:
             raise DataError(f"class targets must have shape [n], or [n, length] for sequences; found shape {indices.shape}: targets[:, 0]")
-        return _indices("targets", indices, num_classes, "class")
+        return _indices("targets", indices, num_classes, "class", rows=rows)
     numbers = _numbers("targets", targets, np.float64)
     return numbers[:, None] if numbers.ndim == 1 else numbers
 
@@ -181,23 +234,23 @@ def _arrays(targets: Any) -> list[np.ndarray]:
     return list(targets.values()) if isinstance(targets, dict) else [targets]
 
 
-def _indices(name: str, indices: np.ndarray, num: int, what: str, lowest: int = 0) -> np.ndarray:
+def _indices(name: str, indices: np.ndarray, num: int, what: str, lowest: int = 0, rows: np.ndarray | None = None) -> np.ndarray:
     if not indices.ndim or indices.dtype.kind not in "iu":
         raise DataError(f"{name} must be whole numbers, one row for each example; found dtype {indices.dtype}, shape {indices.shape}")
     bad = ((indices < lowest) | (indices >= num)).reshape(len(indices), -1)
     if bad.any():
         row = int(bad.any(axis=1).argmax())
         found = indices.reshape(len(indices), -1)[row, bad[row].argmax()]
-        raise DataError(f"{name}: {what} {found} in row {row} (from 0) is out of range: {lowest} to {num - 1}")
+        raise DataError(f"{name}: {what} {found} in row {_place(row, rows)} (from 0) is out of range: {lowest} to {num - 1}")
     return indices.astype(np.int32)
 
 
-def _weights(name: str, column: Any, num_examples: int) -> np.ndarray:
+def _weights(name: str, column: Any, num_examples: int, rows: np.ndarray | None) -> np.ndarray:
     column = _numbers(f"weights {name!r}", column, np.float64)
     if column.shape != (num_examples,):
         raise DataError(f"weights {name!r} have shape {column.shape}; expected ({num_examples},), one for each example")
     bad = ~(np.isfinite(column) & (column >= 0))
     if bad.any():
         row = int(bad.argmax())
-        raise DataError(f"weights {name!r} must be finite numbers >= 0; row {row} (from 0) has {column[row]}")
+        raise DataError(f"weights {name!r} must be finite numbers >= 0; row {_place(row, rows)} (from 0) has {column[row]}")
     return column

@@ -1,4 +1,4 @@
-"""Data of one's own, from a CSV or an NPZ file. Nothing is ever unpickled."""
+"""Data of one's own, from a CSV or an NPZ file, or from NPY files of any size. Nothing is ever unpickled."""
 
 import dataclasses
 import difflib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.base import Examples, Source
+from trainer.data.base import Examples, Source, StreamedSource
 from trainer.data.kinds import KINDS
 from trainer.data.table import one_hot, open_csv, read_columns, unreadable
 from trainer.errors import ConfigError, DataError
@@ -145,6 +145,105 @@ class Npz(Source):
         kind, targets, class_names = _fit_targets(targets, self.targets, ignored, place, f"array {self.target!r}")
         num_classes = len(class_names) if kind == "classes" else None
         return kind, Examples(arrays[self.features], targets, num_classes, weights, class_names=class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Npy(StreamedSource):
+    """Two NPY files, as numpy.save writes them, or three. Features stay in their file, and are read row by row when they are needed.
+
+    Args:
+        path: the folder of the files; relative paths count from the current folder.
+        features: file of the features, [n, ...] numbers; its own path where that is absolute.
+        target: file of the targets, numbers [n, ...], or text [n].
+        targets: what they are, as for `Npz`; of targets with more axes than one, auto is real.
+        sample_weight: file of an array [n] that weighs the examples, or None.
+    """
+
+    path: str
+    features: str = "x.npy"
+    target: str = "y.npy"
+    targets: str = "auto"
+    sample_weight: str | None = None
+
+    parallel = True
+
+    def __post_init__(self) -> None:
+        _check_targets(self.targets)
+
+    @property
+    def kind(self) -> str:
+        return self._labels[0]
+
+    @property
+    def num_examples(self) -> int:
+        return len(self._features)
+
+    @property
+    def num_classes(self) -> int | None:  # type: ignore[override]  # depends on the files
+        return self._labels[2]
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        return np.asarray(self._features[rows]), *self.read_targets(rows)
+
+    def read_targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.asarray(self._labels[1][rows]), None if self._weights is None else np.asarray(self._weights[rows])
+
+    @functools.cached_property
+    def _features(self) -> np.ndarray:
+        features = _map_npy(Path(self.path) / self.features)
+        if features.ndim < 2:
+            raise DataError(
+                f"{Path(self.path) / self.features}: features must have shape [n, ...], one row for each example; found {features.shape}: "
+                "save features[:, None] for one column"
+            )
+        return features
+
+    @functools.cached_property
+    def _weights(self) -> np.ndarray | None:
+        return None if self.sample_weight is None else self._beside(self.sample_weight)
+
+    @functools.cached_property
+    def _labels(self) -> tuple[str, np.ndarray, int | None]:
+        """The kind of the targets, the targets, and the number of classes."""
+        targets, path = self._beside(self.target), Path(self.path) / self.target
+        if targets.ndim > 1 and self.targets != "classes" and targets.shape[1:] != (1,):
+            if targets.dtype.kind not in "fiub":
+                raise DataError(f"{path} must hold numbers, or text [n]; found dtype {targets.dtype}, shape {targets.shape}")
+            return "real" if self.targets == "auto" else self.targets, targets, None
+        ignored = np.zeros(len(targets), bool)
+        if self._weights is not None and self._weights.shape == ignored.shape:  # else it is refused when it is read
+            ignored = np.asarray(self._weights) == 0
+
+        def place(row: int) -> str:
+            return f"{path}, row {row} (from 0)"
+
+        kind, targets, class_names = _fit_targets(np.asarray(targets), self.targets, ignored, place, f"the array in {path}")
+        return kind, targets, len(class_names) if kind == "classes" else None
+
+    def _beside(self, name: str) -> np.ndarray:
+        """An array with a row for each of the features'."""
+        array, path = _map_npy(Path(self.path) / name), Path(self.path) / name
+        if array.ndim == 0 or len(array) != len(self._features):
+            rows = f"{len(array)} rows" if array.ndim else "a single number"
+            raise DataError(f"{path} holds {rows}, but {Path(self.path) / self.features} has {len(self._features)} rows")
+        return array
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path.expanduser(), mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} holds no array of numbers or text, or is damaged. Python objects are never unpickled: save text by y.astype(str), and "
+            "all by numpy.save"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path} holds several arrays, as numpy.savez writes them: type data=npz data.path={path}")
+    if 0 in array.shape:
+        raise DataError(f"{path}: there is no data: an array of shape {array.shape}")
+    return array
 
 
 def _other_delimiter(names: Sequence[str]) -> str:

@@ -1,8 +1,11 @@
 """From a source's examples to what is trained on: targets fitted to the loss, split, weighed, standardised."""
 
 import dataclasses
+import functools
 import hashlib
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +21,8 @@ class Split:
     targets: Any  # int32 class indices [n, ...], float32 [n, ...], a dict of such, or None
     weights: np.ndarray | None  # float32 [n]; None: all 1
 
+    num_readers = 1  # threads that ask for rows at once
+
     def __len__(self) -> int:
         return len(self.features)
 
@@ -29,6 +34,27 @@ class Split:
         """All that it holds, in a fixed order."""
         targets = [self.targets[name] for name in sorted(self.targets)] if isinstance(self.targets, dict) else [self.targets]
         return [array for array in (self.features, *targets, self.weights) if array is not None]
+
+    def with_arrays(self, arrays: Sequence[Any]) -> "Split":
+        """Others in the place of `arrays()`."""
+        features, *others = arrays
+        weights = None if self.weights is None else others.pop()
+        if isinstance(self.targets, dict):
+            return Split(features, dict(zip(sorted(self.targets), others, strict=True)), weights)
+        return Split(features, others[0] if others else None, weights)
+
+
+class Part(Protocol):
+    """What training and evaluation need of their part of the examples: a `Split`, or what reads them when they are asked for."""
+
+    @property
+    def num_readers(self) -> int:
+        """Threads that may ask for rows at once, and gain by it."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, rows: Any) -> Split:
+        """Some of the examples, by index."""
 
 
 def select(targets: Any, rows: Any) -> Any:
@@ -42,23 +68,50 @@ def select(targets: Any, rows: Any) -> Any:
 class Prepared:
     """The examples as the model and the loss get them."""
 
-    train: Split
-    evaluation: Split
+    train: Part
+    evaluation: Part
     task: str  # what the targets are to the person who reads the metrics: one of KINDS
     target_scale: np.ndarray  # float64 [dim]: what one unit of the targets is in the source's units
     num_classes: int | None
     num_tokens: int | None = None  # different ones that features may hold; None where features are numbers
     want: str = "real"  # as what kind of targets they meet the loss
+    resident: bool = True  # whether they are put on the device, as `Split`s; otherwise batches are made ahead of the loop
+    num_sampled: int | None = None  # examples that mean and spread are taken from; None: all of the training part
+    checksum: str | None = None  # of what is trained on, where not of every number
+
+    @functools.cached_property
+    def first(self) -> Split:
+        """The first example, for shapes and dtypes."""
+        return self.train.rows(np.zeros(1, int))
+
+    @property
+    def features_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self.first.features.shape[1:]
 
     @property
     def target_shape(self) -> tuple[int, ...]:
         """Of one example's target: () for a class index, each of a sequence too, and for no target; of labels [length]."""
-        targets = self.train.targets["labels"] if isinstance(self.train.targets, dict) else self.train.targets
+        targets = self.first.targets["labels"] if isinstance(self.first.targets, dict) else self.first.targets
         return () if targets is None or self.want == "classes" else targets.shape[1:]
 
     def fingerprint(self) -> str:
         """A checksum of what is trained on."""
-        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in self.train.arrays())).hexdigest()
+        if self.checksum is not None:
+            return self.checksum
+        assert isinstance(self.train, Split)
+        return checksum(self.train.arrays())
+
+
+def checksum(arrays: Sequence[np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+
+def is_resident(settings: Any, num_examples: int, features_shape: Sequence[int]) -> bool:
+    """Whether features of four bytes a number are put on the device."""
+    if settings.stream != "auto":
+        return not settings.stream
+    return 4 * num_examples * math.prod(features_shape) <= settings.max_resident_mb * 2**20
 
 
 def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
@@ -76,26 +129,16 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
     """
     weights = _sample_weights(examples, settings.sample_weight)
     examples.check(weights, kind=kind)
-    train, evaluation = _split(len(examples.features), settings.eval_fraction, settings.split_seed)
-    if settings.batch_size > len(train):
-        raise ConfigError(
-            f"data.batch_size={settings.batch_size} is larger than the training part of {len(train)} examples: "
-            f"type at most data.batch_size={len(train)}"
-        )
+    train, evaluation = split(len(examples.features), weights, settings)
     counted = train if weights is None else train[weights[train] > 0]
-    for name, rows in (("training", train), ("evaluation", evaluation)):
-        if weights is not None and not weights[rows].any():
-            raise DataError(f"data.sample_weight={settings.sample_weight} gives every {name} example the weight 0")
     features: np.ndarray = examples.features
     if settings.standardize and examples.num_tokens is None:
-        # Columns of a table have units of their own; the pixels of an image share them, channel by channel.
-        features = _standardized(features.astype(np.float64), counted, tuple(range(max(1, features.ndim - 1))))[0]
-    targets, scale = _targets(examples, kind, want), np.ones(1)
+        features = _standardized(features.astype(np.float64), counted, feature_axes(features.ndim))[0]
+    targets, scale = fit_targets(examples, kind, want), np.ones(1)
     if isinstance(targets, np.ndarray) and targets.dtype.kind == "f":
         scale = np.ones(targets.shape[-1])
         if settings.standardize and KINDS[kind].measured:
-            axes = tuple(range(targets.ndim if KINDS[kind].infinite else targets.ndim - 1))
-            targets, scale = _standardized(targets, counted, axes)
+            targets, scale = _standardized(targets, counted, target_axes(kind, targets.ndim))
         targets = targets.astype(np.float32)
     if weights is not None:
         # Zeros instead of what an unweighted example holds: 0 * NaN would reach the weights' gradient.
@@ -103,7 +146,9 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
         if isinstance(targets, np.ndarray):
             targets = np.where(weights.reshape(-1, *[1] * (targets.ndim - 1)) == 0, np.zeros([], targets.dtype), targets)
     if settings.class_weight == "balanced":
-        balance = _class_balance(examples, kind, counted)
+        check_balance(kind, examples.targets)
+        counts = np.bincount(examples.targets[counted], minlength=examples.num_classes)
+        balance = class_balance(counts)[examples.targets]
         weights = balance if weights is None else weights * balance
 
     def part(rows: np.ndarray) -> Split:
@@ -119,16 +164,36 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
         num_classes=examples.num_classes,
         num_tokens=examples.num_tokens,
         want=want,
+        resident=is_resident(settings, len(features), features.shape[1:]),
     )
 
 
-def _split(num_examples: int, eval_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    draws = np.random.Philox(key=[split_seed, num_examples]).random_raw(num_examples)
+def split(num_examples: int, weights: np.ndarray | None, settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the training and of the evaluation part, in order; refuses parts that can't be trained or evaluated on."""
+    draws = np.random.Philox(key=[settings.split_seed, num_examples]).random_raw(num_examples)
     shuffled = np.argsort(draws, kind="stable")
-    num_evaluation = max(1, round(eval_fraction * num_examples))
+    num_evaluation = max(1, round(settings.eval_fraction * num_examples))
     if num_evaluation >= num_examples:
-        raise DataError(f"{num_examples} examples are too few to keep data.eval_fraction={eval_fraction} of them for evaluation")
-    return np.sort(shuffled[num_evaluation:]), np.sort(shuffled[:num_evaluation])
+        raise DataError(f"{num_examples} examples are too few to keep data.eval_fraction={settings.eval_fraction} of them for evaluation")
+    train, evaluation = np.sort(shuffled[num_evaluation:]), np.sort(shuffled[:num_evaluation])
+    if settings.batch_size > len(train):
+        raise ConfigError(
+            f"data.batch_size={settings.batch_size} is larger than the training part of {len(train)} examples: "
+            f"type at most data.batch_size={len(train)}"
+        )
+    for name, rows in (("training", train), ("evaluation", evaluation)):
+        if weights is not None and not weights[rows].any():
+            raise DataError(f"data.sample_weight={settings.sample_weight} gives every {name} example the weight 0")
+    return train, evaluation
+
+
+def feature_axes(rank: int) -> tuple[int, ...]:
+    """Over which mean and spread are taken: a table's columns have units of their own, an image's pixels share them, channel by channel."""
+    return tuple(range(max(1, rank - 1)))
+
+
+def target_axes(kind: str, rank: int) -> tuple[int, ...]:
+    return tuple(range(rank if KINDS[kind].infinite else rank - 1))
 
 
 def _sample_weights(examples: Any, column: str | None) -> np.ndarray | None:
@@ -140,7 +205,8 @@ def _sample_weights(examples: Any, column: str | None) -> np.ndarray | None:
     return np.asarray(examples.weights[column], np.float64)
 
 
-def _targets(examples: Any, kind: str, want: str) -> Any:
+def fit_targets(examples: Any, kind: str, want: str) -> Any:
+    """The targets of `Examples` as `want`: float64, or int32 where they stay indices."""
     if examples.targets is None or isinstance(examples.targets, dict):
         return examples.targets
     targets = np.array(examples.targets)
@@ -167,10 +233,14 @@ def _standardized(values: np.ndarray, counted: np.ndarray, axes: tuple[int, ...]
     return (values - mean) / spread, spread
 
 
-def _class_balance(examples: Any, kind: str, counted: np.ndarray) -> np.ndarray:
+def check_balance(kind: str, targets: Any) -> None:
+    """Refuses data.class_weight=balanced where it makes no sense."""
     if kind != "classes":
         raise ConfigError(f"data.class_weight=balanced needs class labels; the data has {kind} targets: type data.class_weight=null")
-    if examples.targets.ndim > 1:
+    if targets.ndim > 1:
         raise ConfigError("data.class_weight=balanced needs one class an example; the data has sequences: type data.class_weight=null")
-    counts = np.bincount(examples.targets[counted], minlength=examples.num_classes)
-    return (len(counted) / (examples.num_classes * np.maximum(counts, 1)))[examples.targets]
+
+
+def class_balance(counts: np.ndarray) -> np.ndarray:
+    """The weight of every class, by how many examples it has."""
+    return counts.sum() / (len(counts) * np.maximum(counts, 1))
