@@ -24,7 +24,7 @@ usage: gradtrain [GROUP=CHOICE ...] [KEY=VALUE ...]   trains; python -m trainer 
 _OVERRIDES = {
     "loss=stable_mse": "another loss; its own keys are typed as loss.KEY=VALUE, as in loss=huber loss.delta=2",
     "gradient=auto": "the tape's gradient instead of the loss's own",
-    "data=csv data.path=my.csv data.target=price": "your own table; data=npz for arrays",
+    "data=csv data.path=my.csv data.target=price": "your own table; data=npz or npy for arrays, image_folder for images",
     "model=cnn": "another model; model.hidden=[256,256] changes the layers of mlp",
     "trainer.steps=2000": "updates, instead of trainer.epochs=30",
     "optimizer.learning_rate=0.003": "and any other argument that the Keras optimizer has",

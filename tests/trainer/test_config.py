@@ -68,10 +68,11 @@ def test_a_plus_makes_no_difference_to_a_key_that_exists(prefix):
 def test_every_shipped_choice_is_valid_and_adds_no_key_to_another(tmp_path):
     groups = config.groups(config.config_dirs(None))
     groups["experiment"] = ["none"]  # the others choose a loss and set its keys; tests/test_experiments.py loads each
-    required = ["++data.path=mine", "++data.target=y"]
+    table, path = ["++data.path=mine", "++data.target=y"], ["++data.path=mine"]
+    required = {"csv": table, "npz": table, "npy": path, "image_folder": path}
     for number in range(max(map(len, groups.values()))):
         chosen = {group: choices[number % len(choices)] for group, choices in groups.items()}
-        extra = required if chosen["data"] in ("csv", "npz") else []
+        extra = required.get(chosen["data"], [])
         assert config.load([*(f"{group}={choice}" for group, choice in chosen.items()), *extra], tmp_path).choices == chosen
 
 

@@ -85,15 +85,36 @@ WRONG = {
 }
 
 
+SOURCES = '''
+import dataclasses
+
+import numpy as np
+
+from trainer.data.base import StreamedSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Waves(StreamedSource):
+    num_examples: int = 1000
+    kind = "real"
+
+    def read(self, rows):
+        x = rows[:, None] / self.num_examples
+        return x, 5 * x + 2, None
+'''
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with a package and the files that name what is in it."""
     folder = tmp_path_factory.mktemp("user")
-    for group in ("loss", "model"):
+    for group in ("loss", "model", "data"):
         (folder / "conf" / group).mkdir(parents=True)
     (folder / "my_package").mkdir()
     (folder / "my_package" / "__init__.py").write_text(LOSSES)
     (folder / "my_package" / "models.py").write_text(MODELS)
+    (folder / "my_package" / "sources.py").write_text(SOURCES)
+    (folder / "conf" / "data" / "waves.yaml").write_text("_target_: my_package.sources.Waves\nnum_examples: 500\n")
     losses = {"right": "Right\nscale: 2.0", "plain": "plain"} | {name: target for name, (target, _) in WRONG.items()}
     for name, target in losses.items():
         (folder / "conf" / "loss" / f"{name}.yaml").write_text(f"_target_: my_package.{target}\n")
@@ -130,6 +151,12 @@ def read(run_dir: Path, name: str) -> dict:
 def steps(run_dir: Path) -> list[dict]:
     metrics = run_dir / "metrics.jsonl"
     return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def test_a_source_that_reads_by_index(train, capsys):
+    run_dir = train("data=waves", "loss=mse", "data.stream=true", "trainer.steps=200")
+    assert read(run_dir, "summary.json")["final"]["eval/r2"] > 0.99
+    assert "data=waves: 500 examples" in capsys.readouterr().out
 
 
 def assert_learned(run_dir: Path) -> None:
