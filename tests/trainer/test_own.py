@@ -85,7 +85,7 @@ WRONG = {
 }
 
 
-SOURCES = '''
+SOURCES = """
 import dataclasses
 
 import numpy as np
@@ -101,7 +101,7 @@ class Waves(StreamedSource):
     def read(self, rows):
         x = rows[:, None] / self.num_examples
         return x, 5 * x + 2, None
-'''
+"""
 
 
 @pytest.fixture(scope="module")
