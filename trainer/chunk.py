@@ -30,11 +30,10 @@ def make_chunk(
         chunk(batches, step, num_steps, skipped) -> (rows, num_done, skipped, parted): batches int32 [K, batch_size] indices into data on
         the device, or of other data `Split.arrays()`, [K, batch_size, ...] (fewer than K too where not compiled as "chunk"); step int32
         the updates before it, num_steps int32 <= K, skipped int32 the number of steps in a row, up to here, that were not finite;
-        rows float32 [K, len(step.tags)] of which the first num_done are filled; parted bool, whether the last step's audit was beyond
-        the tolerance.
+        rows float32 [K, tags of the learner, and of audits where there are any] of which the first num_done are filled; parted bool,
+        whether the last step's audit was beyond the tolerance.
     """
     batches, batch = (_gathered if data.resident else _handed)(learner, data, update, steps_per_call)
-    num_columns = len(step.tags(learner, update))
     scalar = tf.TensorSpec([], tf.int32)
 
     # One tf.function for the whole run and no autograph: a retraced custom gradient would leak its graph.
@@ -44,25 +43,36 @@ def make_chunk(
         input_signature=[batches, scalar, scalar, scalar],
     )
     def chunk(given: Any, first: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple:
-        def body(i: tf.Tensor, skipped: tf.Tensor, parted: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            gather, indices, whole = batch(given, i)
+        def body(i: tf.Tensor, skipped: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            gather, indices, _ = batch(given, i)
             row, finite, overflow = step.run(learner, update, gather, indices, first + i)
-            if update.audit_every:
-                is_due = (first + i + 1) % update.audit_every == 0
-                with tf.control_dependencies([row]):
-                    measures, parted = audit.measure(learner, whole(), is_due & finite, audit_tolerance)
-                row = tf.concat([row, measures], axis=0)
-            skipped = tf.where(finite, 0, tf.where(overflow, skipped, skipped + 1))
-            return i + 1, skipped, parted, rows.write(i, row)
+            return i + 1, tf.where(finite, 0, tf.where(overflow, skipped, skipped + 1)), rows.write(i, row)
 
-        def unfinished(i: tf.Tensor, skipped: tf.Tensor, parted: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
+        def steps(end: tf.Tensor, i: tf.Tensor, skipped: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            return tf.while_loop(
+                lambda i, skipped, _: (i < end) & (skipped <= max_skipped), body, (i, skipped, rows), parallel_iterations=1
+            )
+
+        def audited(i: tf.Tensor, skipped: tf.Tensor, _: tf.Tensor, rows: tf.TensorArray, audits: tf.TensorArray) -> tuple:
+            """Steps up to the next one with an audit, and that: a condition in every step would cost more than the audits."""
+            until = update.audit_every - (first + i) % update.audit_every
+            i, skipped, rows = steps(tf.minimum(num_steps, i + until), i, skipped, rows)
+            is_due = ((first + i) % update.audit_every == 0) & (skipped == 0)
+            measures, parted = audit.measure(learner, batch(given, i - 1)[2](), is_due, audit_tolerance)
+            return i, skipped, parted, rows, audits.write(i - 1, measures)
+
+        def unfinished(i: tf.Tensor, skipped: tf.Tensor, parted: tf.Tensor, *_: tf.TensorArray) -> tf.Tensor:
             return (i < num_steps) & (skipped <= max_skipped) & ~parted
 
-        # A buffer of K rows whatever num_steps is, so that no border of logging, evaluation or saving retraces.
-        rows = tf.TensorArray(tf.float32, size=steps_per_call, element_shape=[num_columns])
-        start = (tf.constant(0), skipped, tf.constant(False), rows)
-        num_done, skipped, parted, rows = tf.while_loop(unfinished, body, start, parallel_iterations=1)
-        return rows.stack(), num_done, skipped, parted
+        # Buffers of K rows whatever num_steps is, so that no border of logging, evaluation or saving retraces.
+        rows = tf.TensorArray(tf.float32, size=steps_per_call, element_shape=[len(learner.tags)])
+        if not update.audit_every:
+            num_done, skipped, rows = steps(num_steps, tf.constant(0), skipped, rows)
+            return rows.stack(), num_done, skipped, tf.constant(False)
+        audits = tf.TensorArray(tf.float32, size=steps_per_call, element_shape=[len(audit.TAGS)])
+        start = (tf.constant(0), skipped, tf.constant(False), rows, audits)
+        num_done, skipped, parted, rows, audits = tf.while_loop(unfinished, audited, start, parallel_iterations=1)
+        return tf.concat([rows.stack(), audits.stack()], axis=1), num_done, skipped, parted
 
     return chunk
 

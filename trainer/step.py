@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from losses.modes import per_example
-from trainer import audit, randomness
+from trainer import randomness
 from trainer.errors import ConfigError
 from trainer.learner import Learner
 
@@ -29,11 +29,6 @@ class Update:
     compiled: str  # graph; step: the pure function is one XLA program; chunk: the caller makes all of it one
     accumulate: int = 1  # parts into which every replica's share of the batch is divided, one after another
     audit_every: int = 0  # steps between two comparisons of the gradient modes; 0: never
-
-
-def tags(learner: Learner, update: Update) -> list[str]:
-    """The names of a row's scalars, in order; those of an audit are 0 in the rows of steps without one."""
-    return [*learner.tags, *(audit.TAGS if update.audit_every else ())]
 
 
 def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -117,6 +117,18 @@ def test_measuring_leaves_the_run_as_it_would_have_been(tmp_path, capsys):
     assert (tmp_path / "measured/metrics.jsonl").read_text() == (tmp_path / "typed/metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("way", ["graph", "chunk"])
+def test_audits_within_a_chunk_change_nothing(tmp_path, way):
+    plain = train(tmp_path / "plain", f"trainer.compile={way}", "trainer.steps=13")
+    found = train(tmp_path / "audited", f"trainer.compile={way}", "trainer.steps=13", "gradient.audit_every=5", "trainer.steps_per_call=8")
+    audited = {line["step"]: line for line in found if any(tag.startswith("gradient_audit/") for tag in line)}
+    assert list(audited) == [5, 10]
+    for line in audited.values():
+        assert 0 < line["gradient_audit/relative_error"] < 1e-5
+        assert line["gradient_audit/cosine"] == pytest.approx(1, abs=1e-5)
+    assert [{tag: value for tag, value in line.items() if not tag.startswith("gradient_audit/")} for line in found] == plain
+
+
 def test_a_run_goes_on_as_it_was_compiled(tmp_path):
     train(tmp_path, "trainer.steps=10", "trainer.compile=auto")
     assert summary(tmp_path)["compile"] == "chunk"
