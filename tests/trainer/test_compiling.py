@@ -129,8 +129,12 @@ def test_audits_within_a_chunk_change_nothing(tmp_path, way):
     assert [{tag: value for tag, value in line.items() if not tag.startswith("gradient_audit/")} for line in found] == plain
 
 
-def test_a_run_goes_on_as_it_was_compiled(tmp_path):
+def test_a_run_goes_on_as_it_was_compiled(tmp_path, monkeypatch):
     train(tmp_path, "trainer.steps=10", "trainer.compile=auto")
+    assert summary(tmp_path)["compile"] == "chunk"
+    monkeypatch.setattr(compiling, "choose", lambda setting, learner: "graph")  # another rule, or another machine
+    train(tmp_path, "trainer.steps=16", "trainer.compile=auto")
+    assert summary(tmp_path)["steps"] == 16
     assert summary(tmp_path)["compile"] == "chunk"
 
 
