@@ -109,11 +109,10 @@ def _at(x: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
 
 
 def _expm1_minus(x: tf.Tensor) -> tf.Tensor:
-    """e^x - 1 - x for x <= 1, without cancellation: near 0 its series, x^2 / 2 (1 + x / 3 (1 + x / 4 (1 + ...)))."""
+    """e^x - 1 - x for x <= 1, without cancellation: near 0 by its series."""
     near = tf.abs(x) <= 1
     small = tf.where(near, x, tf.zeros_like(x))
-    series = tf.ones_like(x)
-    for k in range(19, 2, -1):
-        series = 1 + small / k * series
+    coefficients = [1 / math.factorial(k) for k in range(19 if x.dtype == tf.float64 else 11, 1, -1)]
+    series = tf.math.polyval(tf.unstack(tf.constant(coefficients, x.dtype)), small)
     far = tf.where(near, tf.zeros_like(x), x)
-    return tf.where(near, tf.square(small) / 2 * series, tf.math.expm1(far) - far)
+    return tf.where(near, tf.square(small) * series, tf.math.expm1(far) - far)

@@ -60,7 +60,8 @@ class NegativeBinomialNLL(Loss):
         log_total = _log_sum(tf.math.log(y), log_r)  # log(y + r)
         surplus = slope / y  # of the success' share over y
         log_ratio = _log_ratio(excess, log_total - log_sum)
-        deviance = slope * (_h(surplus, log_mu - tf.math.log(y) + log_ratio) - _h(excess, log_ratio))
+        of_surplus, of_excess = tf.unstack(_h(tf.stack([surplus, excess]), tf.stack([log_mu - tf.math.log(y) + log_ratio, log_ratio])))
+        deviance = slope * (of_surplus - of_excess)
         spread = (math.log(2 * math.pi) + tf.math.log(y) + logistic.softpluses(tf.math.log(y) - log_r)[0]) / 2
         at_none = tf.exp(log_r) * logistic.softpluses(log_mu - log_r)[0]  # r log((r + mu) / r)
         return features.mean(tf.where(none, at_none, deviance + spread + _stirling_difference(y, log_r) + _stirling(y)))
@@ -88,7 +89,7 @@ class NegativeBinomialNLL(Loss):
 
     def reference(self, y_true: list, y_pred: list) -> Any:
         dim = len(y_true)
-        return sum(_one(y, mpmath.exp(a), mpmath.exp(b)) for y, a, b in zip(y_true, y_pred[:dim], y_pred[dim:], strict=True)) / dim
+        return sum(_one(y, a, b, mpmath.mp.prec) for y, a, b in zip(y_true, y_pred[:dim], y_pred[dim:], strict=True)) / dim
 
 
 def _slope(y: tf.Tensor, log_mu: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
@@ -128,10 +129,8 @@ def _log_sum(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 def _atanh_series(square: tf.Tensor) -> tf.Tensor:
     """(atanh(s) / s - 1) / s^2 = 1/3 + s^2/5 + s^4/7 + .. for s^2 <= 1/9."""
-    result = tf.zeros_like(square)
-    for n in range(15 if square.dtype == tf.float64 else 7, -1, -1):
-        result = 1 / (2 * n + 3) + square * result
-    return result
+    num = 16 if square.dtype == tf.float64 else 8
+    return _polynomial([1 / (2 * n + 3) for n in range(num)], square)
 
 
 def _log_ratio(excess: tf.Tensor, difference: tf.Tensor) -> tf.Tensor:
@@ -153,56 +152,58 @@ def _h(x: tf.Tensor, log1p_x: tf.Tensor) -> tf.Tensor:
 
 def _scaled_digamma_difference(y: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
     """The derivative's part r D, for whole y: r times the sum over k < y of u h(u), u = 1 / (r + k)."""
-    r, inverse = tf.exp(log_r), tf.exp(-log_r)
-    result = tf.where(y > 0, _h(inverse, inverse), tf.zeros_like(r))
-    for k in range(1, _NUM_SHIFTS):
-        u = 1 / (r + k)
-        result += tf.where(y > k, _h(u, u) / (1 + k * inverse), tf.zeros_like(r))
+    r = tf.exp(log_r)
+    shifts = tf.range(_NUM_SHIFTS, dtype=r.dtype)
+    u = 1 / (r[..., tf.newaxis] + shifts)
+    terms = _h(u, u) / (1 + shifts / r[..., tf.newaxis])
+    result = tf.reduce_sum(tf.where(y[..., tf.newaxis] > shifts, terms, tf.zeros_like(terms)), axis=-1)
     more = tf.maximum(y - _NUM_SHIFTS, 0)
     u, v = 1 / (r + _NUM_SHIFTS), 1 / (r + _NUM_SHIFTS + more)
-    rest = u * _series(_DIGAMMA, u) - v / (1 + more * u) * _series(_DIGAMMA, v)
-    return result + (more * v / 2 + rest) / (1 + _NUM_SHIFTS * inverse)
+    of_u, of_v = tf.unstack(_polynomial(_DIGAMMA, tf.square(tf.stack([u, v]))))
+    return result + (more * v / 2 + u * of_u - v / (1 + more * u) * of_v) / (1 + _NUM_SHIFTS / r)
 
 
 def _stirling_difference(y: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
-    """e(r) - e(r + y) for whole y: the sum over k < y of (x + 1/2) log1p(1 / x) - 1 = atanh(s) / s - 1, x = r + k, s = 1 / (2 x + 1)."""
+    """e(r) - e(r + y) for whole y > 0.
+
+    It is the sum over k < y of (x + 1/2) log1p(1 / x) - 1 = atanh(s) / s - 1, x = r + k, s = 1 / (2 x + 1).
+    """
     r = tf.exp(log_r)
-    small = r < 1
-    square = tf.square(1 / (2 * tf.where(small, tf.ones_like(r), r) + 1))
-    result = tf.where(small, (r + 0.5) * (tf.math.log1p(r) - log_r) - 1, square * _atanh_series(square))
-    for k in range(1, _NUM_SHIFTS):
-        square = tf.square(1 / (2 * (r + k) + 1))
-        result += tf.where(y > k, square * _atanh_series(square), tf.zeros_like(r))
+    shifts = tf.range(_NUM_SHIFTS, dtype=r.dtype)
+    square = tf.square(1 / (2 * (r[..., tf.newaxis] + shifts) + 1))
+    terms = square * _atanh_series(square)
+    # For k = 0 and r < 1 the series is too slow, and nothing cancels.
+    first = tf.where(r < 1, (r + 0.5) * (tf.math.log1p(r) - log_r) - 1, terms[..., 0])
+    result = first + tf.reduce_sum(tf.where(y[..., tf.newaxis] > shifts, terms, tf.zeros_like(terms))[..., 1:], axis=-1)
     u, v = 1 / (r + _NUM_SHIFTS), 1 / (r + tf.maximum(y, _NUM_SHIFTS))
-    return result + (u * _series(_STIRLING, u) - v * _series(_STIRLING, v))
+    of_u, of_v = tf.unstack(_polynomial(_STIRLING, tf.square(tf.stack([u, v]))))
+    return result + (u * of_u - v * of_v)
 
 
 def _stirling(y: tf.Tensor) -> tf.Tensor:
     """e(y) of whole y > 0: log(y!) less Stirling's formula, (y + 1/2) log(y) - y + log(2 pi) / 2."""
     small = y <= _NUM_SHIFTS
     table = tf.gather(tf.constant(_REST_OF_FACTORIAL, y.dtype), tf.cast(tf.where(small, y, tf.zeros_like(y)), tf.int32))
-    return tf.where(small, table, _series(_STIRLING, 1 / y) / y)
+    return tf.where(small, table, _polynomial(_STIRLING, tf.square(1 / y)) / y)
 
 
-def _series(coefficients: list[float], u: tf.Tensor) -> tf.Tensor:
-    """c0 + c1 u^2 + c2 u^4 + .."""
-    result = tf.zeros_like(u)
-    for coefficient in reversed(coefficients):
-        result = coefficient + tf.square(u) * result
-    return result
-
-
-def _one(y: Any, mu: Any, r: Any) -> Any:
-    whole = int(mpmath.nint(y))
-    if whole <= 1000:
-        coefficient = _log_coefficient(r, whole, mpmath.mp.prec)
-    else:
-        coefficient = mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
-    return -(coefficient + r * mpmath.log(r / (r + mu)) + y * mpmath.log(mu / (r + mu)))
+def _polynomial(coefficients: list[float], x: tf.Tensor) -> tf.Tensor:
+    """c0 + c1 x + c2 x^2 + .."""
+    return tf.math.polyval(tf.unstack(tf.constant(coefficients[::-1], x.dtype)), x)
 
 
 @functools.lru_cache(maxsize=64)  # only one element moves in a difference
-def _log_coefficient(r: Any, y: int, precision: int) -> Any:
-    """log(Gamma(y + r) / Gamma(r) / y!) of a count, as a product: mpmath's loggamma takes ten times as long."""
+def _one(y: Any, log_mu: Any, log_r: Any, precision: int) -> Any:
     with mpmath.workprec(precision):
-        return mpmath.log(mpmath.fprod(r + k for k in range(y)) / mpmath.factorial(y))
+        mu, r = mpmath.exp(log_mu), mpmath.exp(log_r)
+        return -(_log_coefficient(y, log_r, precision) + r * mpmath.log(r / (r + mu)) + y * mpmath.log(mu / (r + mu)))
+
+
+@functools.lru_cache(maxsize=64)
+def _log_coefficient(y: Any, log_r: Any, precision: int) -> Any:
+    """log(Gamma(y + r) / Gamma(r) / y!)."""
+    with mpmath.workprec(precision):
+        r, whole = mpmath.exp(log_r), int(mpmath.nint(y))
+        if whole <= 1000:  # as a product: mpmath's loggamma takes ten times as long
+            return mpmath.log(mpmath.fprod(r + k for k in range(whole)) / mpmath.factorial(whole))
+        return mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)

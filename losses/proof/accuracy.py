@@ -383,7 +383,7 @@ def _difference(batch: Batch, unit: int, coordinate: int) -> tuple[float, float]
         targets = None if batch.y_true is None else tf.nest.map_structure(repeated, batch.y_true)
         moved = tf.nest.map_structure(repeated, batch.y_pred)
         entries(moved)[key].reshape(len(t), -1)[:, column] += t * scale
-        return evaluate(batch.loss, mode, cast(targets, tf.float64), cast(moved, tf.float64), how="eager")[0][:, np.newaxis]
+        return evaluate(batch.loss, mode, cast(targets, tf.float64), cast(moved, tf.float64))[0][:, np.newaxis]
 
     center = line(np.zeros(1))[0]
     derivative, error = differences.along(line, 4 * 2.0**-52 * np.abs(center))

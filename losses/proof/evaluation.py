@@ -1,7 +1,6 @@
 """A loss's value and gradient on arrays, as training gets them: through the one adapter, in any mode and way of compiling."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,15 +39,29 @@ def evaluate(
         The value, [batch], and the gradient, structured as y_pred: arrays in the dtypes that training gets; zeros where the tape
         finds no path.
     """
+    y_true = None if y_true is None else map_entries(lambda _, y: tf.convert_to_tensor(y), y_true)
     y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
     batch = next(len(p) for key, p in entries(y_pred).items() if key not in loss.shared)
-    dy = np.ones(batch) if dy is None else dy
-    value, gradient = _function(loss, mode, how)(y_true, y_pred, tf.constant(dy, tf.float64), mask)
+    dy = tf.constant(np.ones(batch) if dy is None else dy, tf.float64)
+    mask = None if mask is None else tf.convert_to_tensor(mask)
+    function = _function(loss, mode, how)
+    if how != "eager":  # traced once for all batch sizes
+        function.get_concrete_function(
+            None if y_true is None else map_entries(_any_batch, y_true),
+            map_entries(lambda key, p: p if key in loss.shared else _any_batch(key, p), y_pred),
+            _any_batch(None, dy),
+            None if mask is None else _any_batch(None, mask),
+        )
+    value, gradient = function(y_true, y_pred, dy, mask)
     return value.numpy(), tf.nest.map_structure(lambda g: g.numpy(), gradient)
 
 
+def _any_batch(_: str | None, tensor: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+
+
 @functools.lru_cache(maxsize=16)  # a function for every shape it has met; those of mutants are soon forgotten
-def _function(loss: Loss, mode: str, how: str) -> Callable[..., Any]:
+def _function(loss: Loss, mode: str, how: str) -> Any:
     def value_and_gradient(y_true: Tensors, y_pred: Tensors, dy: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, Tensors]:
         with tf.GradientTape() as tape:
             tape.watch(tf.nest.flatten(y_pred))

@@ -194,10 +194,15 @@ def _forward(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:
         return "excepted", "forward mode differentiates the gradient's code, which it refuses by declaration"
     batch = units(loss, rng, *draw(loss, rng))
     step = direction(batch, rng)
-    y_true, y_pred = cast(batch.y_true, tf.float64), cast(batch.y_pred, tf.float64)
-    with tf.autodiff.ForwardAccumulator(tf.nest.flatten(y_pred), tf.nest.flatten(cast(step, tf.float64))) as accumulator:
-        value = per_example(loss, mode, y_true, y_pred)
-    found = accumulator.jvp(value)
+    y_true, y_pred, tangents = cast(batch.y_true, tf.float64), cast(batch.y_pred, tf.float64), cast(step, tf.float64)
+
+    @tf.function(autograph=False)  # in eager mode TensorFlow traces a function for every operation
+    def forward() -> tf.Tensor | None:
+        with tf.autodiff.ForwardAccumulator(tf.nest.flatten(y_pred), tf.nest.flatten(tangents)) as accumulator:
+            value = per_example(loss, mode, y_true, y_pred)
+        return accumulator.jvp(value)
+
+    found = forward()
     if found is None:
         return "fails", "forward mode finds no path from the predictions to the value"
     _, gradient = evaluate(loss, mode, y_true, y_pred, batch.dy)
@@ -224,7 +229,7 @@ def reload(loss: Loss) -> Finding:
 
     module.value = tf.function(value, input_signature=[tf.TensorSpec(t.shape, t.dtype) for t in tensors], autograph=False)
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
+        tf.saved_model.save(module, folder, signatures={}, options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
         inputs = {f"input{i:03}": t.numpy() for i, t in enumerate(tensors)}
         np.savez(Path(folder) / "inputs.npz", dy=dy, num_targets=num_targets, **inputs)
         done = subprocess.run([sys.executable, "-c", _ANOTHER_PROCESS, folder], capture_output=True, text=True, check=False)
