@@ -1,14 +1,22 @@
-"""Two logical CPUs for every test: replicas need them, and TensorFlow divides the CPU only before it starts."""
+"""Two logical CPUs for every test: replicas need them, and TensorFlow divides the CPU only before it starts; and the report on faults."""
 
 import gc
+import re
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
 
 from losses import modes
 from losses.proof import evaluation, second
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+
+_FAULTS = Path(__file__).parents[1] / "docs" / "faults.md"
+_outcomes: dict[int, list[tuple[str, float]]] = defaultdict(list)  # of a row: its tests' outcomes and seconds
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,3 +27,36 @@ def _nothing_kept():
         function.cache_clear()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keeps the outcome of every test that is marked with the rows of docs/faults.md that it shows."""
+    report = yield
+    if report.when == "call" or report.outcome != "passed":  # a fixture that fails, too
+        rows = {row for mark in item.iter_markers("fault") for row in mark.kwargs.get("rows", [])}
+        for row in rows:
+            _outcomes[row].append((report.outcome, report.duration))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of docs/faults.md with what has come out, if tests of faults have run."""
+    if not _outcomes:
+        return
+    lines = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", _FAULTS.read_text(encoding="utf-8"), re.MULTILINE)
+    titles = {int(row): (fault, what) for row, fault, what in lines}
+    table = Table(title="What breaks, and what happens then", show_lines=True)
+    for heading in ("Row", "Fault, or input", "What happens", "Tests", "Seconds", "Outcome"):
+        table.add_column(heading, justify="right" if heading in ("Row", "Tests", "Seconds") else "left", no_wrap=heading == "Outcome")
+    for row, outcomes in sorted(_outcomes.items()):
+        bad = sorted({outcome for outcome, _ in outcomes if outcome != "passed"})
+        seconds = sum(seconds for _, seconds in outcomes)
+        table.add_row(str(row), *titles.get(row, ("?", "?")), str(len(outcomes)), f"{seconds:.1f}", ", ".join(bad) or "passed")
+    without = ", ".join(str(row) for row in sorted(titles.keys() - _outcomes.keys()))
+    table.caption = f"No test ran for rows {without}" if without else "A test ran for every row"
+    terminalreporter.write_line("")
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(table)
+    terminalreporter.write(capture.get())
