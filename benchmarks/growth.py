@@ -83,10 +83,14 @@ def rate(taken: Sequence[Sample], first: float, last: float) -> float:
     return (inside[-1].done - inside[0].done) / (inside[-1].seconds - inside[0].seconds)
 
 
+def early_memory(taken: Sequence[Sample]) -> float:
+    """MB when a tenth is done."""
+    return next(sample.memory for sample in taken if sample.done >= 0.1 * taken[-1].done)
+
+
 def compare(title: str, taken: Sequence[Sample], table: Table) -> list[str]:
     """Adds a row; says what has grown or fallen too far."""
-    total = taken[-1].done
-    early = next(sample.memory for sample in taken if sample.done >= 0.1 * total)
+    early = early_memory(taken)
     memory = taken[-1].memory / early
     speed = rate(taken, 0.85, 0.95) / rate(taken, 0.1, 0.2)
     table.add_row(title, f"{early:.0f} MB", f"{memory:.3f}", f"{rate(taken, 0.1, 0.2):.4g}", f"{speed:.3f}")
@@ -94,10 +98,10 @@ def compare(title: str, taken: Sequence[Sample], table: Table) -> list[str]:
     return problems + ([f"{title}: speed {speed:.3f} of that at 10 to 20%"] if speed < LEAST_SPEED else [])
 
 
-def long(folder: Path, num_steps: int, table: Table) -> list[str]:
+def long(folder: Path, num_steps: int) -> list[Sample]:
     run = folder / "long"
     arguments = command(f"trainer.steps={num_steps}", *_QUIET, "checkpoint.every=50000", f"hydra.run.dir={run}")
-    return compare(f"{num_steps} steps", list(samples(arguments, lambda: last_step(run / "metrics.jsonl"), 0.25)), table)
+    return list(samples(arguments, lambda: last_step(run / "metrics.jsonl"), 0.25))
 
 
 def sweep(folder: Path, num_jobs: int, table: Table) -> list[str]:
@@ -188,7 +192,7 @@ def main() -> int:
     problems = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        problems += long(folder, arguments.steps, table) if "long" in wanted else []
+        problems += compare(f"{arguments.steps} steps", long(folder, arguments.steps), table) if "long" in wanted else []
         problems += sweep(folder, arguments.jobs, table) if "sweep" in wanted else []
         problems += size(folder, arguments.plot) if "size" in wanted else []
     if table.row_count:
