@@ -1,0 +1,68 @@
+"""Runs in processes of their own, as users start them, for tests of what breaks."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from trainer import checkpoints
+
+ROOT = Path(__file__).parents[2]
+# Long enough that no machine is through before a signal at two thirds of it arrives.
+SETTINGS = (
+    "trainer.steps=12000",
+    "trainer.eval_every=2000",
+    "checkpoint.every=500",
+    "checkpoint.monitor=eval/accuracy",
+    "checkpoint.goal=max",
+)
+ENDLESS = "trainer.steps=1000000"
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "trainer", *SETTINGS, f"hydra.run.dir={folder}", *overrides]
+
+
+def finish(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Returns when the condition holds, and fails if the process ends before."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def last_step(folder: Path) -> int:
+    """The last step whose line is whole."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def signaled(process: subprocess.Popen, *numbers: signal.Signals) -> tuple[int, str]:
+    """Sends signals to a process that still runs; its exit status and what it said."""
+    assert process.poll() is None
+    for number in numbers:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    (expected, _), (found, _) = checkpoints.load_newest(one / "checkpoints"), checkpoints.load_newest(other / "checkpoints")
+    assert found.state == expected.state
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array, err_msg=name)
