@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from trainer.encoding import NUMBER_WIDTH, Records, decimals, filled, framed, sized, varint
+from trainer.errors import ConfigError
 
 Extra = Mapping[int, Mapping[str, float]]  # step to further scalars of it, tag to value
 
@@ -56,22 +57,28 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, tags: Sequence[str], tensorboard: bool, last_step: int) -> None:
-        """Opens the files to go on after `last_step`; lines of later steps, of a run that was cut off, are dropped."""
+        """Opens the files to go on after `last_step`; lines of later steps, of a run that was cut off, are dropped.
+
+        Raises:
+            ConfigError: metrics.jsonl can't be opened.
+        """
         self.waited = 0.0
         self._num_tags = len(tags)
         self._failed = False
         self._gave_up = False
         self._bug: Exception | None = None
-        self._lines = LineFile(folder / "metrics.jsonl", tags, last_step)
+        self._changed = threading.Condition()  # guards what follows the files: every chunk stands in a queue, or is being written
+        try:
+            self._lines = LineFile(folder / "metrics.jsonl", tags, last_step)
+        except OSError as error:
+            raise ConfigError(f"{folder / 'metrics.jsonl'} can't be written: {error}: type another hydra.run.dir") from error
         self._events: EventFile | None = self._attempt(EventFile, folder / "tensorboard", tags, last_step) if tensorboard else None
-        # What _changed guards: every chunk stands in one of the two queues, or is being written.
-        self._changed = threading.Condition()
         self._for_lines: collections.deque[_Chunk] = collections.deque()
         self._for_events: collections.deque[_Chunk] = collections.deque()  # their lines are written
         self._num_bytes = 0  # of all these chunks
         self._num_few = 0  # numbers in _for_lines
-        self._writing = False
-        self._hurried = False
+        self._writing: _Chunk | None = None
+        self._hurried = 0.0  # the step up to which somebody waits
         self._closing = False
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
@@ -118,14 +125,19 @@ class Recorder:
                 self._changed.notify_all()
         self.waited += time.perf_counter() - start
 
-    def flush(self) -> None:
-        """Returns when all that was handed over is on the disk."""
+    def flush(self, step: float = math.inf) -> None:
+        """Returns when all that was handed over of steps up to `step` is on the disk. May be called from another thread than `put`."""
         start = time.perf_counter()
+
+        def is_done() -> bool:
+            first = [queue[0] for queue in (self._for_lines, self._for_events) if queue]
+            return all(chunk.steps[0] > step for chunk in (*first, *filter(None, [self._writing])))
+
         with self._changed:
-            self._hurried = True
+            self._hurried = step
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not (self._for_lines or self._for_events or self._writing))
-            self._hurried = False
+            self._changed.wait_for(is_done)
+            self._hurried = 0
         if not self._bug:
             self._attempt(self._lines.sync)
         self.waited += time.perf_counter() - start
@@ -144,7 +156,7 @@ class Recorder:
                     self._for_events.append(chunk)
                 else:
                     self._num_bytes -= chunk.num_bytes
-                self._writing = False
+                self._writing = None
                 self._changed.notify_all()
 
     def _next(self) -> "tuple[_Chunk, LineFile | EventFile] | None":
@@ -153,15 +165,17 @@ class Recorder:
             self._changed.wait_for(lambda: self._for_lines or self._for_events or self._closing)
             if not self._for_events:
                 self._changed.wait_for(self._is_worth_it, _PATIENCE)
-            self._writing = True
             if self._for_lines and (self._is_worth_it() or not self._for_events):
-                return self._take_lines(), self._lines
+                self._writing = self._take_lines()
+                return self._writing, self._lines
             if self._for_events and self._events:
-                return self._for_events.popleft(), self._events
+                self._writing = self._for_events.popleft()
+                return self._writing, self._events
             return None
 
     def _is_worth_it(self) -> bool:
-        return self._num_few >= _FEW or self._hurried or self._closing
+        hurried = bool(self._for_lines) and self._for_lines[0].steps[0] <= self._hurried
+        return self._num_few >= _FEW or hurried or self._closing
 
     def _take_lines(self) -> _Chunk:
         """The first chunks of the queue, as one: small ones cost as much as large ones."""
@@ -194,9 +208,10 @@ class Recorder:
         try:
             return function(*arguments)
         except OSError as error:
-            if not self._failed:
+            with self._changed:  # two threads may find the same disk full
+                is_first, self._failed = not self._failed, True
+            if is_first:
                 print(f"warning: metrics can't be written: {error}; training goes on", file=sys.stderr, flush=True)
-            self._failed = True
             return None
 
 
@@ -331,6 +346,8 @@ def _drop_after(path: Path, last_step: int) -> None:
     temporary = path.with_name(".metrics.jsonl.tmp")
     with path.open("rb") as lines, temporary.open("wb") as kept:
         kept.writelines(line for line in lines if 0 < _step_of(line) <= last_step)
+        kept.flush()
+        os.fsync(kept.fileno())
     temporary.replace(path)
 
 

@@ -151,6 +151,24 @@ def test_an_error_that_is_not_of_the_disk_is_raised(tmp_path, monkeypatch):
             recorder.flush()
 
 
+def test_what_comes_later_is_not_waited_for(tmp_path):
+    """As a checkpoint is saved while the loop hands over more and more."""
+    with Recorder(tmp_path, TAGS, True, 0) as recorder, stuck(recorder._lines, recorder._events) as (line_file, event_file):
+        recorder.put(np.array([1]), np.zeros((1, 3), np.float32), {})
+        flush = in_thread(lambda: recorder.flush(1))
+        assert line_file.reached.wait(timeout=60)
+        recorder.put(np.array([2]), np.zeros((1, 3), np.float32), {})
+        line_file.go.set()
+        assert event_file.reached.wait(timeout=60)
+        assert flush.is_alive()
+        line_file.go.clear()  # for the second step's line
+        event_file.go.set()
+        flush.join(timeout=60)
+        assert not flush.is_alive()
+        assert lines(tmp_path)[0]["step"] == 1
+        assert curves(tmp_path)["loss"][0][0] == 1
+
+
 class StuckFile:
     """A file on a disk that takes nothing before `go`."""
 
