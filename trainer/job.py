@@ -39,10 +39,10 @@ def run(job: Job) -> int:
             try:
                 exit_code, cause = _train(job, run, resume, signals)
             except UserError as error:
-                run.status("failed", str(error), error.exit_code)
+                _last_words(run, str(error), error.exit_code)
                 raise
             except BaseException as error:
-                run.status("failed", describe(error), 1)
+                _last_words(run, describe(error), 1)
                 if isinstance(error, SystemExit):  # of code that the user has brought along: no reason to end as if all were well
                     raise RuntimeError(f"something called sys.exit({error.code})") from error
                 raise
@@ -50,6 +50,13 @@ def run(job: Job) -> int:
             return exit_code
         finally:
             run.release()
+
+
+def _last_words(run: RunDir, cause: str, exit_code: int) -> None:
+    try:
+        run.status("failed", cause, exit_code)
+    except ConfigError as error:  # on a full disk, which is no reason to hide why the run has failed
+        say(f"warning: {error}")
 
 
 def _is_done(run: RunDir, config: str, resume: str) -> bool:

@@ -1,19 +1,22 @@
 """The run directory: who may use it, and the files in it that describe the run. Imports no TensorFlow."""
 
+import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from trainer import __version__
 from trainer.config import is_secret
 from trainer.errors import ConfigError
 
@@ -49,9 +52,17 @@ class RunDir:
         self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
+        """Writes a file whole or not at all; ConfigError where the disk is full, or the directory can't be written."""
         temporary = self.file(f".{name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.file(name))
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.file(name))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise ConfigError(
+                f"{self.file(name)} can't be written: {error.strerror}: make room there, or type another hydra.run.dir"
+            ) from error
 
     def status(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
         self.write("status.json", {"state": state, "cause": cause, "exit_code": exit_code})
@@ -99,9 +110,17 @@ def differing_keys(stored: str, current: str) -> list[str]:
     """Keys, with both values, in which two stored configurations differ and that a continued run may not change."""
     before, now = _flat(OmegaConf.to_container(OmegaConf.create(stored))), _flat(OmegaConf.to_container(OmegaConf.create(current)))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return [
-        f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)
-    ]
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not _may_change(key)]
+
+
+def fingerprint(stored: str) -> str:
+    """The SHA-256 of what a continued run may not change of a stored configuration."""
+    flat = _flat(OmegaConf.to_container(OmegaConf.create(stored)))
+    return hashlib.sha256(json.dumps({key: flat[key] for key in sorted(flat) if not _may_change(key)}).encode()).hexdigest()
+
+
+def _may_change(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -121,14 +140,19 @@ def environment(devices: list[str]) -> dict[str, Any]:
     """What the run runs on: versions, devices, command, and the state of the git checkout in the current folder."""
     packages = ("gradtrain", "tensorflow", "keras", "hydra-core", "omegaconf", "tensorboard", "numpy", "scikit-learn")
     return {
-        "python": sys.version.split()[0],
+        "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": versions(packages),
         "devices": devices,
         "num_cpus": os.cpu_count(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_diff": _git("diff", "HEAD"),
     }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """By package; None where it is not installed."""
+    return {name: __version__ if name == "gradtrain" else _version(name) for name in packages}
 
 
 def _version(package: str) -> str | None:

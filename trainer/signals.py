@@ -43,6 +43,8 @@ class Signals:
         while content := os.read(reading, 1):
             seen += content[0] in NUMBERS
             if seen > 1:
-                self.before_exit(content[0])
-                os._exit(128 + content[0])
+                try:
+                    self.before_exit(content[0])
+                finally:
+                    os._exit(128 + content[0])
         os.close(reading)
