@@ -1,11 +1,16 @@
 """Checkpoints: directories with the arrays and a manifest, written beside and renamed, found by scanning. Imports no TensorFlow.
 
     checkpoints/step-00000500/arrays.npz      every variable's value, by name; never pickled
-    checkpoints/step-00000500/manifest.json   step, the arrays file's size and SHA-256, and the loop's own state
+    checkpoints/step-00000500/manifest.json   step, the arrays file's size and SHA-256, the run's seed, configuration hash and versions,
+                                              and the loop's own state
 
-A directory counts only if its manifest and checksum hold; the newest that does is loaded.
+A directory counts only if its manifest and checksum hold and its weights are finite; the newest that does is loaded.
+
+    python -m trainer.checkpoints RUN         lists those of a run
 """
 
+import argparse
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -13,14 +18,24 @@ import json
 import os
 import re
 import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import report as report_error
 
 _ARRAYS, _MANIFEST = "arrays.npz", "manifest.json"
+_ASIDE = "damaged-"  # before the names of directories that are set aside
+_NOT_FINITE = "not_finite"  # in a manifest: the weights that are not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,48 +45,80 @@ class Snapshot:
     step: int
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]  # the loop's own, plain JSON
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # the run: seed, configuration, versions
+    not_finite: Sequence[str] = ()  # names of weights that hold NaN or infinities: nobody can go on from there
 
 
-def save(folder: Path, snapshot: Snapshot, keep: int, best_step: int | None) -> None:
-    """Writes a checkpoint and removes those that are neither among the `keep` newest nor the best. Durable when it returns.
+def save(
+    folder: Path, snapshot: Snapshot, keep: int, best_step: int | None, before_it_counts: Callable[[int], None] = lambda step: None
+) -> None:
+    """Writes a checkpoint and removes those that are neither among the `keep` newest good ones nor the best. Durable when it returns.
+
+    `before_it_counts(step)` is called when all is written and nothing can be loaded yet.
 
     Raises:
         CheckpointError: it can't be written; the older ones are as they were.
     """
-    final = folder / f"step-{snapshot.step:08d}"
+    final = folder / _name(snapshot.step)
     temporary = folder / f".{final.name}.tmp"
     if final.exists():  # saved already, and the same: a step's state is a function of the configuration
         return
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(temporary, snapshot)
+        _write(temporary, snapshot, best_step)
+        before_it_counts(snapshot.step)
         temporary.rename(final)
         _sync_folder(folder)
-    except OSError as error:
+        _rotate(folder, keep, best_step)
+    except (OSError, zipfile.BadZipFile) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the checkpoint {final} can't be written: {error}") from error
-    for step, path in _steps(folder)[keep:]:
-        if step != best_step:
-            shutil.rmtree(path)
 
 
-def _write(folder: Path, snapshot: Snapshot) -> None:
-    with open(folder / _ARRAYS, "wb") as file:
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _write(folder: Path, snapshot: Snapshot, best_step: int | None) -> None:
+    with open(folder / _ARRAYS, "w+b") as file:
         np.savez(file, allow_pickle=False, **{name: _plain(array) for name, array in snapshot.arrays.items()})
         file.flush()
         os.fsync(file.fileno())
-    content = (folder / _ARRAYS).read_bytes()
+        size = os.fstat(file.fileno()).st_size
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        with zipfile.ZipFile(file) as arrays:  # read back: their own checksums were made from memory
+            if damaged := arrays.testzip():
+                raise OSError(f"{damaged} is not what was written")
     manifest = {
         "step": snapshot.step,
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "best_step": best_step,  # so far
+        "saved": time.time(),  # seconds since 1970
+        "size": size,
+        "sha256": sha256,
+        "about": snapshot.about,
+        _NOT_FINITE: list(snapshot.not_finite),
         "dtypes": {name: array.dtype.name for name, array in snapshot.arrays.items()},
         "state": snapshot.state,
     }
-    with open(folder / _MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest | {"manifest_sha256": _digest(manifest)}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    with open(folder / _MANIFEST, "w", encoding="utf-8") as manifest_file:
+        json.dump(manifest | {"manifest_sha256": _digest(manifest)}, manifest_file, indent=2)
+        manifest_file.flush()
+        os.fsync(manifest_file.fileno())
+    _sync_folder(folder)
+
+
+def _rotate(folder: Path, keep: int, best_step: int | None) -> None:
+    """Removes what is older than the `keep` newest good ones, but the best. What is damaged or not finite pushes no good one out."""
+    num_good = 0
+    for step, path in _steps(folder):
+        if num_good < keep:
+            num_good += problem(path) is None
+        elif step != best_step:
+            removed = path.with_name(f".{path.name}.old")  # at once: what is removed by half would look damaged
+            path.rename(removed)
+            shutil.rmtree(removed)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -79,10 +126,10 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
-    """The newest valid checkpoint, None where there is none at all; and what was wrong with newer ones, which are set aside.
+    """The newest good checkpoint, None where there is none at all; and what was wrong with newer ones, which are set aside.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is valid; all stay as they are.
+        CheckpointError: there are checkpoints, and none is good; all stay as they are.
     """
     problems: dict[Path, str] = {}
     for _, path in _steps(folder):
@@ -91,9 +138,10 @@ def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
         except CheckpointError as error:
             problems[path] = str(error)
             continue
-        for damaged in problems:  # not counted among those to keep, and not in the way of a good one of the same step
-            shutil.rmtree(damaged.with_name(f"damaged-{damaged.name}"), ignore_errors=True)
-            damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+        for damaged in problems:  # not in the way of a good one of the same step
+            aside = damaged.with_name(f"{_ASIDE}{damaged.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
         return snapshot, list(problems.values())
     if problems:
         raise CheckpointError(
@@ -104,31 +152,58 @@ def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
 
 
 def load(path: Path) -> Snapshot:
-    """One checkpoint; CheckpointError names the file that is missing or damaged."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("manifest_sha256") != _digest(manifest):
-            raise CheckpointError(f"{path / _MANIFEST} is damaged: it does not have the checksum that it names")
-        content = (path / _ARRAYS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
-            size = f"{len(content)} of {manifest['size']} bytes"
-            raise CheckpointError(f"{path / _ARRAYS} is damaged: its {size} don't have the checksum that {_MANIFEST} names")
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+    """One checkpoint; CheckpointError names the file that is missing or damaged, or the weights that are not finite."""
+    with _explained(path), open(path / _ARRAYS, "rb") as file:
+        manifest = _checked(path, file)
+        with np.load(file, allow_pickle=False) as stored:
             arrays = {name: _typed(stored[name], dtype) for name, dtype in manifest["dtypes"].items()}
-        return Snapshot(manifest["step"], arrays, manifest["state"])
+        return Snapshot(manifest["step"], arrays, manifest["state"], manifest["about"])
+
+
+def problem(path: Path) -> str | None:
+    """Why a checkpoint can't be gone on from; None if it can. Reads all of it, and keeps nothing in memory."""
+    try:
+        with _explained(path), open(path / _ARRAYS, "rb") as file:
+            _checked(path, file)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
+def _checked(path: Path, file: io.BufferedReader) -> dict[str, Any]:
+    """The manifest, where it and the arrays' open file are whole and the weights finite."""
+    manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    if manifest.pop("manifest_sha256") != _digest(manifest):
+        raise CheckpointError(f"{path / _MANIFEST} is damaged: it does not have the checksum that it names")
+    if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"]:
+        size = f"{file.tell()} of {manifest['size']} bytes"
+        raise CheckpointError(f"{path / _ARRAYS} is damaged: its {size} don't have the checksum that {_MANIFEST} names")
+    file.seek(0)
+    if path.name.removeprefix(_ASIDE) != _name(manifest["step"]):
+        raise CheckpointError(f"{path} is damaged: {_MANIFEST} is of step {manifest['step']}")
+    if manifest[_NOT_FINITE]:
+        raise CheckpointError(f"{path} is of no use: {', '.join(manifest[_NOT_FINITE][:3])} held NaN or infinities when it was saved")
+    return dict(manifest)
+
+
 def clean(folder: Path) -> None:
     """Removes what an interrupted save has left."""
-    for litter in folder.glob(".step-*.tmp"):
+    for litter in folder.glob(".step-*"):
         shutil.rmtree(litter)
 
 
-def _steps(folder: Path) -> list[tuple[int, Path]]:
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))]
-    return sorted(found, reverse=True)
+def _steps(folder: Path, prefix: str = "") -> list[tuple[int, Path]]:
+    """Newest first."""
+    matches = [(re.fullmatch(rf"{prefix}step-(\d+)", path.name), path) for path in folder.glob(f"{prefix}step-*")]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -150,3 +225,88 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command: lists a run's checkpoints, newest first. Exit status 0 if the newest is good.
+
+    Raises:
+        ConfigError: there is no such run.
+        CheckpointError: the newest checkpoint is damaged, or there is none.
+    """
+    options = _parser().parse_args(arguments)
+    if options.help:
+        print(_HELP)
+        return 0
+    if not options.run:
+        raise ConfigError(f"which run? {_for_example(Path('outputs'))}")
+    path = Path(options.run)
+    folder = path / "checkpoints"
+    if not folder.is_dir() and not (path / "config.yaml").is_file():
+        raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'))}")
+    rows = [(step, found, problem(found)) for prefix in ("", _ASIDE) for step, found in _steps(folder, prefix)]
+    rows = [row for row in rows if row[1].is_dir()]  # a run that goes on meanwhile removes its older ones
+    _print(path, rows)
+    steps = [(step, reason) for step, found, reason in rows if not found.name.startswith(_ASIDE)]
+    if not steps:
+        raise CheckpointError(f"there is no checkpoint in {folder}")
+    if steps[0][1]:
+        good = [step for step, reason in steps if not reason]
+        rest = f"the same command that made the run goes on from step {good[0]}" if good else "no other is valid either"
+        raise CheckpointError(f"{steps[0][1]}; {rest}")
+    return 0
+
+
+_HELP = """python -m trainer.checkpoints RUN
+
+Lists the checkpoints of the run in the directory RUN, the newest first: step, time, size, whether each is valid, and why not.
+Exit status 0 if the newest one is valid, 4 if it is not, or if there is none.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; python -m trainer.checkpoints --help shows what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m trainer.checkpoints", add_help=False, allow_abbrev=False)
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _for_example(folder: Path) -> str:
+    """What to type: the newest run within a folder, where there is any."""
+    found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/checkpoints")]
+    run = max(found, key=lambda path: path.stat().st_mtime, default="RUN")
+    return f"type python -m trainer.checkpoints {run}" + (", with RUN the directory of a run" if run == "RUN" else "")
+
+
+def _print(run: Path, rows: Sequence[tuple[int, Path, str | None]]) -> None:
+    table = Table("Step", "Saved", "Size", "Kept as", "Valid", title=f"Checkpoints of {run}")
+    best = next((_manifest(path).get("best_step") for _, path, reason in rows if not reason), None)
+    for i, (step, path, reason) in enumerate(rows):
+        aside = path.name.startswith(_ASIDE)
+        kept_as = ["set aside"] if aside else [name for name, holds in (("newest", i == 0), ("best", step == best)) if holds]
+        saved = time.localtime(_manifest(path).get("saved") or path.stat().st_mtime)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        valid = Text("no: " + reason.replace(f"{path}/", "").replace(f"{path} ", ""), "bold red") if reason else Text("yes", "green")
+        table.add_row(str(step), time.strftime("%Y-%m-%d %H:%M:%S", saved), f"{size / 1e6:.1f} MB", ", ".join(kept_as), valid)
+    Console().print(table)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What can be read of it, for people to see; not checked."""
+    try:
+        found = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report_error(error))

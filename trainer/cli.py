@@ -82,7 +82,14 @@ def check(arguments: Sequence[str]) -> int:
     return command.run(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "check": check}
+def checkpoints(arguments: Sequence[str]) -> int:
+    """Lists the checkpoints of a run."""
+    from trainer import checkpoints as command
+
+    return command.run(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "check": check, "checkpoints": checkpoints}
 
 
 class _Parser(argparse.ArgumentParser):

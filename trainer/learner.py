@@ -98,6 +98,12 @@ class Learner:
         """Copies of everything that learning has changed, by name."""
         return {name: np.array(variable.numpy()) for name, variable in self._variables().items()}
 
+    def not_finite(self, arrays: dict[str, np.ndarray]) -> list[str]:
+        """Names of captured weights, averaged ones included, that hold NaN or infinities."""
+        trained = set(map(id, self.model.trainable_variables))
+        weights = [name for name, variable in self._variables().items() if id(variable) in trained or name.startswith("ema/")]
+        return [name for name in weights if not np.isfinite(arrays[name]).all()]
+
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Puts captured values back; CheckpointError where they are not of these variables."""
         variables = self._variables()

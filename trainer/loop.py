@@ -94,7 +94,8 @@ def run_loop(
     """Runs from `state.step` to `plan.num_steps`, or to a signal or an early stop, and leaves a checkpoint of where it ended.
 
     `audit(step, indices)` is asked about a step at which the gradients of both modes have parted, and the examples of its batch; it
-    says why the run must not go on. `save(last)` saves `state` and the variables; `last` says that nothing comes after it.
+    says why the run must not go on. `save(last)` takes a copy of `state` and the variables and saves it while the loop goes on; `last`
+    says that nothing comes after it: it returns when that is saved.
 
     Raises:
         DivergedError: a loss or gradient is not finite: the step's update was not applied, and the state before it is saved. Or the
@@ -104,6 +105,10 @@ def run_loop(
     clock, pace = Clock(), Pace(plan.steps_per_call, plan.adapts)
     cause = "finished"
     border = plan.next_border(state.step, pace.num_steps)
+    if signals.received is not None:  # while all was built: the first chunk, whose compilation may take long, is not begun
+        cause = "signal"
+        with clock("checkpoint"):
+            save(True)
     while state.step < plan.num_steps and cause == "finished":
         following = plan.next_border(border, pace.num_steps)  # what is made ahead is what is taken: the pace works a chunk later
         with clock("input"):
@@ -146,11 +151,9 @@ def run_loop(
             message = _describe(plan, state.step, tags, rows[-1])
             state.step -= 0 if plan.max_skipped else 1  # the last step was not done
             state.skipped = 0  # whoever goes on from here has changed something
-            recorder.flush()
             save(True)
             raise DivergedError(message)
         if objection:
-            recorder.flush()
             save(True)
             raise DivergedError(objection)
         if signals.received is not None:
@@ -160,7 +163,6 @@ def run_loop(
         ends = cause != "finished" or state.step == plan.num_steps
         if improved or ends or plan.is_due(plan.save_every, state.step):
             with clock("checkpoint"):
-                recorder.flush()  # so that the lines up to a checkpoint are there whenever the checkpoint is
                 save(ends)
     return Outcome(final, cause, clock.rate(), clock.shares())
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import platform
 import resource
 import time
 from collections.abc import Callable
@@ -29,10 +30,10 @@ from trainer.loop import Outcome, Plan, State, run_loop
 from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, closing_table, say
 from trainer.rundir import RunDir
+from trainer.saver import Saver
 from trainer.signals import Signals
 from trainer.step import Update
 
-_MOST_FAILURES = 3  # saves in a row that may fail
 _MOST_PROVED = 64  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
 _MOST_STEPS, _MOST_INDICES = 4096, 2**18  # in a chunk
 _MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
@@ -71,20 +72,19 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     compiled = compiling.choose(settings.compile, learner)
     if not loss.xla:
         say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
-    state, compiled = _restore(run, resume, learner, compiled, num_steps, data)
+    state, compiled = _restore(job, run, resume, learner, compiled, num_steps, data)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
-            run.write("summary.json", _summary(run, learner, state, compiled, "unknown", Outcome(_last_line(run), "finished", 0.0)))
+            run.write("summary.json", _summary(run, learner, state, compiled, "unknown", Outcome({}, "finished", 0.0)))
         return 0, "finished"
     if state.step:
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     proof = _verify(job, learner, data, order)
     rundir.describe(run, rundir.stored_config(job.config), job.overrides)
-    failures, fingerprint = 0, data.fingerprint()
+    about, fingerprint = _about(job), data.fingerprint()
 
     def save(last: bool) -> None:
-        nonlocal failures
         kept = {
             "loop": dataclasses.asdict(state),
             "compile": compiled,
@@ -93,14 +93,8 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
             "data": fingerprint,
         }
         best_step = int(state.best["step"]) if state.best else None
-        try:
-            checkpoints.save(run.file("checkpoints"), checkpoints.Snapshot(state.step, learner.capture(), kept), saving.keep, best_step)
-            failures = 0
-        except CheckpointError as error:
-            failures += 1
-            if last or failures == _MOST_FAILURES:
-                raise
-            say(f"warning: {error}; older ones are as they were, and training goes on")
+        arrays = learner.capture()  # copies: the variables change while they are written
+        saver.put(checkpoints.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays)), best_step, last)
 
     with placement.scope():
         wanted = job.config.gradient
@@ -121,6 +115,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         placement.scope(),
         Feed(order, plan.steps_per_call, handed, compiled == "chunk") as feed,
         Recorder(run.path, learner.tags, logging.tensorboard, state.step) as recorder,
+        Saver(run.file("checkpoints"), saving.keep, recorder.flush) as saver,
         contextlib.closing(profiler),
         ProgressLine(num_steps, state.step) as progress,
     ):
@@ -220,7 +215,16 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, a
         raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
 
 
-def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int, data: Prepared) -> tuple[State, str]:
+def _about(job: Job) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    return {
+        "seed": job.config.seed,
+        "config_sha256": rundir.fingerprint(rundir.stored_config(job.config)),
+        "versions": {"python": platform.python_version()} | rundir.versions(("gradtrain", "tensorflow", "keras", "numpy")),
+    }
+
+
+def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int, data: Prepared) -> tuple[State, str]:
     """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
     folder = run.file("checkpoints")
     checkpoints.clean(folder)
@@ -231,6 +235,7 @@ def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_step
         if resume == "must":
             raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
         return State(), compiled
+    _check_about(_about(job), snapshot, run)
     if snapshot.state["data"] != data.fingerprint():
         raise ConfigError(f"the data are not those that the run in {run.path} has seen: type another hydra.run.dir, or bring them back")
     learner.restore(snapshot.arrays)
@@ -245,6 +250,18 @@ def _restore(run: RunDir, resume: str, learner: Learner, compiled: str, num_step
     return state, compiled
 
 
+def _check_about(about: dict[str, Any], snapshot: checkpoints.Snapshot, run: RunDir) -> None:
+    """Refuses a checkpoint of another configuration (config.yaml was lost, or the checkpoint moved here); says which versions changed."""
+    if snapshot.about["config_sha256"] != about["config_sha256"]:
+        raise ConfigError(
+            f"the checkpoint of step {snapshot.step} in {run.path} is of another configuration: type that one, or another hydra.run.dir"
+        )
+    before, now = snapshot.about["versions"], about["versions"]
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        say(f"since step {snapshot.step} versions have changed ({', '.join(changed)}): results may differ in their last bits")
+
+
 def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: str, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": state.step,
@@ -255,7 +272,7 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
         "gradient_check": proof,
         "compile": compiled,
         "time_shares": {activity: round(share, 4) for activity, share in outcome.time_shares.items()},
-        "final": {tag: plain(value) for tag, value in outcome.final.items()},
+        "final": {tag: plain(value) for tag, value in (outcome.final or _last_line(run)).items()},
         "best": {tag: plain(value) for tag, value in state.best.items()},
     }
 

@@ -1,6 +1,10 @@
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +12,9 @@ import pytest
 
 from trainer import checkpoints
 from trainer.checkpoints import Snapshot
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 ARRAYS = {
     "model/0000/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -18,7 +24,7 @@ ARRAYS = {
 
 
 def saved_steps(folder):
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
 def save(folder, step, keep=2, best_step=None):
@@ -111,3 +117,150 @@ def test_nothing_is_unpickled(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": checkpoints._digest(manifest)}))
     with pytest.raises(CheckpointError, match="pickle"):
         checkpoints.load(path)
+
+
+def test_the_manifest_says_what_it_is_of(tmp_path):
+    about = {"seed": 3, "config_sha256": "ab", "versions": {"numpy": "2"}}
+    checkpoints.save(tmp_path, Snapshot(7, ARRAYS, {"loop": 1}, about), 2, best_step=5)
+    manifest = json.loads((tmp_path / "step-00000007" / "manifest.json").read_text())
+    content = (tmp_path / "step-00000007" / "arrays.npz").read_bytes()
+    assert manifest["size"] == len(content)
+    assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (manifest["step"], manifest["best_step"], manifest["about"], manifest["state"]) == (7, 5, about, {"loop": 1})
+    assert checkpoints.load_newest(tmp_path)[0].about == about
+
+
+def damage(path):
+    content = bytearray((path / "arrays.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "arrays.npz").write_bytes(content)
+
+
+@pytest.mark.fault(rows=[3])
+def test_what_is_damaged_pushes_no_good_one_out(tmp_path):
+    for step in (1, 2, 3):
+        newest = save(tmp_path, step, keep=2)
+    damage(newest)
+    damage(save(tmp_path, 4, keep=2))
+    assert saved_steps(tmp_path) == [2, 3, 4]
+    assert checkpoints.load_newest(tmp_path)[0].step == 2
+    for step in (5, 6):
+        save(tmp_path, step, keep=2)
+    assert saved_steps(tmp_path) == [5, 6]
+
+
+@pytest.mark.fault(rows=[15])
+def test_what_is_not_finite_pushes_no_good_one_out_and_is_passed_over(tmp_path):
+    save(tmp_path, 1, keep=1)
+    for step in (2, 3):
+        checkpoints.save(tmp_path, Snapshot(step, ARRAYS, {}, not_finite=["model/0000/kernel"]), keep=1, best_step=None)
+    assert saved_steps(tmp_path) == [1, 2, 3]
+    found, problems = checkpoints.load_newest(tmp_path)
+    assert found.step == 1
+    assert len(problems) == 2
+    assert "step-00000003 is of no use: model/0000/kernel held NaN or infinities" in problems[0]
+
+
+def test_one_of_another_step_is_not_taken_for_this_one(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2).rename(tmp_path / "step-00000009")
+    found, problems = checkpoints.load_newest(tmp_path)
+    assert found.step == 1
+    assert "manifest.json is of step 2" in problems[0]
+
+
+@pytest.mark.fault(rows=[5])
+def test_what_was_not_written_as_it_is_in_memory_never_counts(tmp_path, monkeypatch):
+    """A disk that takes everything and keeps something else."""
+    save(tmp_path, 1, keep=1)
+    savez = np.savez
+
+    def spoiled(file, **arguments):
+        savez(file, **arguments)
+        file.seek(200)
+        file.write(b"\xff" * 4)
+
+    monkeypatch.setattr(np, "savez", spoiled)
+    with pytest.raises(CheckpointError, match="can't be written"):
+        save(tmp_path, 2, keep=1)
+    assert saved_steps(tmp_path) == [1]
+
+
+def test_nothing_counts_before_what_belongs_beside_it(tmp_path):
+    def before(step):
+        assert step == 3
+        assert checkpoints.load_newest(tmp_path) == (None, [])
+
+    checkpoints.save(tmp_path, Snapshot(3, ARRAYS, {}), 1, None, before)
+    assert checkpoints.load_newest(tmp_path)[0].step == 3
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's directory with checkpoints of steps 1 to 3, the first one the best."""
+    for step in (1, 2, 3):
+        save(tmp_path / "run" / "checkpoints", step, keep=2, best_step=1)
+    return tmp_path / "run"
+
+
+def listed(capsys, monkeypatch, *arguments):
+    monkeypatch.setenv("COLUMNS", "200")
+    exit_code = checkpoints.run(list(map(str, arguments)))
+    return exit_code, capsys.readouterr().out
+
+
+def rows(output):
+    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in output.splitlines() if line.startswith("│")]
+
+
+def test_the_command_lists_them(run, capsys, monkeypatch):
+    exit_code, output = listed(capsys, monkeypatch, run)
+    assert exit_code == 0
+    assert [[row[0], row[3], row[4]] for row in rows(output)] == [["3", "newest", "yes"], ["2", "", "yes"], ["1", "best", "yes"]]
+
+
+def test_the_command_says_what_is_wrong_with_an_older_one(run, capsys, monkeypatch):
+    (run / "checkpoints" / "step-00000002" / "manifest.json").unlink()
+    exit_code, output = listed(capsys, monkeypatch, run)
+    assert exit_code == 0
+    assert "no: " in rows(output)[1][4]
+    assert "manifest.json" in rows(output)[1][4]
+
+
+def test_the_command_ends_as_the_newest_one_is(run, capsys, monkeypatch):
+    damage(run / "checkpoints" / "step-00000003")
+    with pytest.raises(CheckpointError, match=r"arrays.npz is damaged.*goes on from step 2"):
+        listed(capsys, monkeypatch, run)
+    assert "no: arrays.npz is damaged" in rows(capsys.readouterr().out)[0][4]
+    checkpoints.load_newest(run / "checkpoints")  # sets it aside
+    exit_code, output = listed(capsys, monkeypatch, run)
+    assert exit_code == 0
+    assert [row[3] for row in rows(output)] == ["newest", "best", "set aside"]
+    for path in (run / "checkpoints").glob("step-*"):
+        damage(path)
+    with pytest.raises(CheckpointError, match="no other is valid either"):
+        listed(capsys, monkeypatch, run)
+
+
+def test_the_command_says_what_to_type_where_there_is_no_run(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    with pytest.raises(ConfigError, match=r"there is no run in nowhere: type python -m trainer.checkpoints RUN"):
+        listed(capsys, monkeypatch, "nowhere")
+    (run.parent / "outputs").mkdir()
+    run.rename(run.parent / "outputs" / "mine")
+    for arguments in (["nowhere"], [], ["outputs"]):
+        with pytest.raises(ConfigError, match=r"type python -m trainer.checkpoints outputs/mine"):
+            listed(capsys, monkeypatch, *arguments)
+    (run.parent / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        listed(capsys, monkeypatch, run.parent)
+
+
+def test_the_command_as_users_type_it_imports_no_tensorflow(run):
+    for command in ([sys.executable, "-X", "importtime", "-m", "trainer.checkpoints"], [sys.executable, "-m", "trainer", "checkpoints"]):
+        done = subprocess.run([*command, str(run)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert "newest" in done.stdout
+        assert not re.search(r"\| +(tensorflow|keras|hydra|omegaconf)$", done.stderr, re.MULTILINE)
+    done = subprocess.run([*command, "nowhere"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no run in nowhere: type python -m trainer.checkpoints ")
