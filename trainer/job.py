@@ -32,7 +32,7 @@ def run(job: Job) -> int:
             if _is_done(run, config, resume):
                 say(f"nothing to do: the run in {path} is done; type another hydra.run.dir, or more trainer.steps")
                 return 0
-            if not run.file("config.yaml").exists():
+            if not run.file("config.yaml").exists() and not _has_checkpoints(run):  # which may be of another configuration
                 rundir.describe(run, config, job.overrides)
             run.status("running")
             signals.before_exit = lambda number: run.status("stopped", f"signal {number}, the second", 128 + number)
@@ -50,6 +50,10 @@ def run(job: Job) -> int:
             return exit_code
         finally:
             run.release()
+
+
+def _has_checkpoints(run: RunDir) -> bool:
+    return any(run.file("checkpoints").glob("*step-*"))
 
 
 def _last_words(run: RunDir, cause: str, exit_code: int) -> None:
@@ -70,7 +74,7 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
         raise ConfigError(f"resume=never: {run.path} already holds a run; type another hydra.run.dir, or resume=auto to go on")
     metrics = run.file("metrics.jsonl")
     logged = metrics.exists() and metrics.stat().st_size > 0
-    if not logged and not any(run.file("checkpoints").glob("*step-*")):  # it ended before its first step: nothing to go on with
+    if not logged and not _has_checkpoints(run):  # it ended before its first step: nothing to go on with
         return False
     before = stored.read_text(encoding="utf-8")
     if differing := rundir.differing_keys(before, config):

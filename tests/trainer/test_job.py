@@ -1,15 +1,17 @@
 """Whole runs, in this process."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoints, config, job
+from trainer import __version__, checkpoints, config, job, rundir
 from trainer.errors import CheckpointError, ConfigError, DataError, DivergedError
 
 QUICK = ("trainer.steps=30", "trainer.eval_every=10", "gradient.verify_at_start=false", "trainer.steps_per_call=8", "trainer.compile=graph")
@@ -91,6 +93,66 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, overrides):
     assert halves == straight
     for name, array in weights(tmp_path / "straight").items():
         np.testing.assert_array_equal(weights(tmp_path / "halves")[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule=warmup_cosine", "optimizer=nadam"],
+        ["precision=mixed_float16", "precision.loss_scale_every=4"],
+        ["trainer.early_stopping.patience=2", "trainer.early_stopping.min_delta=10", "trainer.steps=90", "trainer.compile=chunk"],
+        ["trainer.ema_decay=0.9", "model.batch_normalization=true", "model.dropout=0.2"],
+    ],
+)
+def test_a_run_that_lost_its_end_finds_all_of_its_state(tmp_path, overrides):
+    """Schedule, loss scale, the best evaluation and those since, averages: what is forgotten at step 25 shows at step 30."""
+    train(tmp_path / "whole", "checkpoint.every=25", "checkpoint.keep=5", *overrides)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000030")
+    (tmp_path / "cut" / "status.json").unlink()
+    (tmp_path / "cut" / "summary.json").unlink()
+    assert train(tmp_path / "cut", "checkpoint.every=25", "checkpoint.keep=5", *overrides) == 0
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = (checkpoints.load_newest(tmp_path / name / "checkpoints")[0] for name in ("whole", "cut"))
+    assert (whole.step, whole.state, whole.about) == (30, cut.state, cut.about)
+    expected = read(tmp_path / "whole", "summary.json")
+    assert {key: read(tmp_path / "cut", "summary.json")[key] for key in ("best", "final", "compile")} == {
+        key: expected[key] for key in ("best", "final", "compile")
+    }
+
+
+def test_steps_go_on_while_a_checkpoint_is_written_and_none_of_theirs_is_in_it(tmp_path, monkeypatch):
+    save = checkpoints.save
+
+    def slow(folder, snapshot, *arguments):
+        until = time.monotonic() + 60
+        while snapshot.step == 10 and len(lines(tmp_path / "run")) < 18:
+            assert time.monotonic() < until, "the loop waits"
+            time.sleep(0.01)
+        save(folder, snapshot, *arguments)
+
+    train(tmp_path / "short", "trainer.steps=10", "trainer.eval_every=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", slow)
+        train(tmp_path / "run", "trainer.steps=19", "trainer.eval_every=0", "checkpoint.every=10")
+    found = checkpoints.load(tmp_path / "run" / "checkpoints" / "step-00000010")
+    for name, array in weights(tmp_path / "short").items():
+        np.testing.assert_array_equal(found.arrays[name], array, err_msg=name)
+    assert found.state["loop"]["step"] == 10
+
+
+def test_a_checkpoint_says_what_it_is_of_and_no_other_run_goes_on_from_it(tmp_path, capsys, monkeypatch):
+    train(tmp_path, "seed=7")
+    about = checkpoints.load_newest(tmp_path / "checkpoints")[0].about
+    assert about["seed"] == 7
+    assert about["versions"].keys() == {"python", "tensorflow", "keras", "numpy", "gradtrain"}
+    assert None not in about["versions"].values()
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"step 30 in .* is of another configuration"):
+        train(tmp_path, "seed=8", "trainer.steps=40")
+    monkeypatch.setattr(rundir, "__version__", "9")
+    train(tmp_path, "seed=7", "trainer.steps=40", "gradient=auto", "checkpoint.keep=1")
+    assert f"since step 30 versions have changed (gradtrain {__version__} -> 9)" in capsys.readouterr().out
 
 
 def test_any_chunk_length_gives_the_same_run(tmp_path):

@@ -34,7 +34,7 @@ class Record:
         pass
 
 
-def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), **settings):
+def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), received=None, **settings):
     """Runs steps of which those in `bad` are not finite, and at those in `parted` the gradients part.
 
     `metric(step)` is what evaluation gives; the audit objects to the steps in `objections`.
@@ -71,10 +71,11 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), *
     def save(last):
         record.saved.append((state.step, last))
 
-    outcome = None
+    outcome, signals = None, Signals()
+    signals.received = received
     try:
         with Feed(Order(40, 4, 0), plan.steps_per_call) as feed:
-            outcome = run_loop(plan, state, feed, chunk, TAGS, evaluate, audit, save, record, Profiler(Path(), None), record, Signals())
+            outcome = run_loop(plan, state, feed, chunk, TAGS, evaluate, audit, save, record, Profiler(Path(), None), record, signals)
     except DivergedError as error:
         return state, record, str(error)
     return state, record, outcome
@@ -145,6 +146,13 @@ def test_skipping_is_bounded_whatever_the_chunks(steps_per_call):
 def test_skipped_steps_are_counted_over_a_resume():
     _, _, message = run(bad={11}, max_skipped=2, state=State(step=10, skipped=2))
     assert "up to step 11" in message
+
+
+def test_a_signal_before_the_first_step_saves_and_begins_nothing():
+    state, record, outcome = run(received=15, state=State(step=4))
+    assert (state.step, outcome.cause, outcome.final) == (4, "signal", {})
+    assert record.steps == []
+    assert record.saved == [(4, True)]
 
 
 def test_early_stopping_and_the_best():

@@ -40,10 +40,32 @@ def test_file_lists_the_arguments_and_defaults_of_keras(path):
     assert set(parameters) >= REFUSED
 
 
+def build(path):
+    arguments = OmegaConf.to_container(OmegaConf.load(path))
+    return getattr(keras.optimizers, arguments.pop("_target_").rpartition(".")[2])(**arguments)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_variables_are_all_of_the_state(path):
+    """What a checkpoint keeps of an optimizer is its `variables`: another one that gets them goes on to the bit."""
+    gradients = [tf.constant(g, tf.float32) for g in np.random.default_rng(0).standard_normal((6, 4, 3))]
+    weights, others = keras.Variable(np.ones((4, 3), np.float32)), keras.Variable(np.ones((4, 3), np.float32))
+    first, second = build(path), build(path)
+    for optimizer, variable in ((first, weights), (second, others)):
+        optimizer.build([variable])
+    for gradient in gradients[:3]:
+        first.apply([gradient], [weights])
+    for mine, theirs in zip([others, *second.variables], [weights, *first.variables], strict=True):
+        mine.assign(theirs)
+    for gradient in gradients[3:]:
+        first.apply([gradient], [weights])
+        second.apply([gradient], [others])
+    np.testing.assert_array_equal(others.numpy(), weights.numpy())
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_three_steps_change_every_weight(path):
-    arguments = OmegaConf.to_container(OmegaConf.load(path))
-    optimizer = getattr(keras.optimizers, arguments.pop("_target_").rpartition(".")[2])(**arguments)
+    optimizer = build(path)
     rng = np.random.default_rng(0)
     variables = [keras.Variable(rng.standard_normal(shape), dtype="float32") for shape in ([4, 3], [3])]
     optimizer.build(variables)
