@@ -24,15 +24,18 @@ SETTINGS = (
 ENDLESS = "trainer.steps=1000000"
 
 
-def command(folder: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "trainer", *SETTINGS, f"hydra.run.dir={folder}", *overrides]
+def command(folder: Path, *overrides: str, program: list[str] | None = None) -> list[str]:
+    return [sys.executable, *(program or ["-m", "trainer"]), *SETTINGS, f"hydra.run.dir={folder}", *overrides]
 
 
-def finish(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+def finish(folder: Path, *overrides: str, largest_file: int | None = None) -> subprocess.CompletedProcess:
+    """A run that nobody disturbs; no file of it grows beyond `largest_file` kilobytes, as on a disk that is full then."""
+    limited = ["bash", "-c", 'ulimit -f "$0" && exec "$@"', str(largest_file)] if largest_file else []
+    arguments = [*limited, *command(folder, *overrides)]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
 
 
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen, condition: Callable[[], object]) -> None:
     """Returns when the condition holds, and fails if the process ends before."""
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -50,16 +53,18 @@ def last_step(folder: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def signaled(process: subprocess.Popen, *numbers: signal.Signals) -> tuple[int, str]:
-    """Sends signals to a process that still runs; its exit status and what it said."""
+def signaled(process: subprocess.Popen, *numbers: signal.Signals, then: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """Sends signals to a process that still runs, and does something `then`; its exit status and what it said."""
     assert process.poll() is None
     for number in numbers:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    then()
+    output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
 
 def assert_same(one: Path, other: Path) -> None:
+    """The same metrics at every step, weights, optimizer slots and all other state, to the bit."""
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     (expected, _), (found, _) = checkpoints.load_newest(one / "checkpoints"), checkpoints.load_newest(other / "checkpoints")
     assert found.state == expected.state
