@@ -174,6 +174,8 @@ def problem(path: Path) -> str | None:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
@@ -240,7 +242,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if not options.run:
         raise ConfigError(f"which run? {_for_example(Path('outputs'))}")
-    path = Path(options.run)
+    path = Path(options.run).parent if Path(options.run).name == "checkpoints" else Path(options.run)
     folder = path / "checkpoints"
     if not folder.is_dir() and not (path / "config.yaml").is_file():
         raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'))}")

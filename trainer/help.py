@@ -72,7 +72,7 @@ def help_text(dirs: Sequence[Path], commands: Sequence[str]) -> str:
             *_table(_OVERRIDES, 34),
             "\nOptions:",
             *_table(_OPTIONS, 34),
-            f"\nCommands: {', '.join(commands)} (the default)",
+            f"\nCommands: {', '.join(commands)}; the first is the default",
             _MORE.rstrip().format(conf=dirs[-1]),
         ]
     )
