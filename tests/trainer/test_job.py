@@ -375,13 +375,37 @@ def test_checkpoints_without_a_log_are_not_continued_by_another_job(tmp_path):
         train(tmp_path, "seed=5", "trainer.steps=40")
 
 
-@pytest.mark.fault
+@pytest.mark.fault(rows=[5])
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_at_the_end_an_error(tmp_path, capsys):
     (tmp_path / ".lock").touch()
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(CheckpointError, match="can't be written"):
         train(tmp_path, "checkpoint.every=20")
     assert capsys.readouterr().out.count("warning: the checkpoint") == 2  # at 10, the best so far, and at 20
+
+
+@pytest.mark.fault(rows=[5])
+def test_a_disk_that_takes_no_status_does_not_hide_why_the_run_failed(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        monkeypatch.setattr(rundir.RunDir, "write_text", full)
+        raise CheckpointError("the disk is full")
+
+    def full(*_):
+        raise ConfigError("status.json can't be written")
+
+    monkeypatch.setattr(job, "_train", fail)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        train(tmp_path)
+    assert "warning: status.json can't be written" in capsys.readouterr().out
+
+
+@pytest.mark.fault(rows=[6])
+def test_a_log_that_cannot_be_opened_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl can't be written"):
+        train(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_sys_exit_in_what_a_user_brings_along_is_a_failure(tmp_path, monkeypatch):

@@ -334,7 +334,7 @@ class FullFile:
         return getattr(self._file, name)
 
 
-@pytest.mark.fault
+@pytest.mark.fault(rows=[6])
 def test_nothing_is_written_by_half(tmp_path, capsys):
     with Recorder(tmp_path, TAGS, True, 0) as recorder:
         for file in (recorder._lines, recorder._events):
@@ -347,7 +347,7 @@ def test_nothing_is_written_by_half(tmp_path, capsys):
     assert capsys.readouterr().err.count("warning: metrics can't be written") == 1
 
 
-@pytest.mark.fault
+@pytest.mark.fault(rows=[6])
 def test_a_full_disk_is_one_warning_and_no_end(tmp_path, capsys):
     with Recorder(tmp_path, TAGS, False, 0) as recorder, open("/dev/full", "ab", buffering=0) as full:
         recorder._lines.close()

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,6 +20,28 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="can't be written"):
         rundir.claim(tmp_path / "file" / "run")
+
+
+@pytest.mark.fault(rows=[5])
+def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
+    run = rundir.claim(tmp_path / "run")
+    run.status("running")
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ConfigError, match=r"status\.json can't be written: No space left on device"):
+        run.status("done")
+    assert run.read("status.json")["state"] == "running"
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "status.json"]
+    run.release()
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_the_fingerprint_is_of_what_may_not_change():
+    before = rundir.fingerprint("seed: 0\nmodel: {hidden: [1, 2]}\ntrainer: {steps: 1}\ngradient: {mode: auto}\n")
+    assert rundir.fingerprint("gradient: {mode: analytic}\ntrainer: {steps: 2}\nmodel: {hidden: [1, 2]}\nseed: 0\n") == before
+    assert rundir.fingerprint("seed: 1\nmodel: {hidden: [1, 2]}\ntrainer: {steps: 1}\ngradient: {mode: auto}\n") != before
 
 
 def test_secrets_stay_out(tmp_path, monkeypatch):
