@@ -34,7 +34,7 @@ from trainer.saver import Saver
 from trainer.signals import Signals
 from trainer.step import Update
 
-_MOST_PROVED = 64  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
+_MOST_PROVED = 32  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
 _MOST_STEPS, _MOST_INDICES = 4096, 2**18  # in a chunk
 _MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
 

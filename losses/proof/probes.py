@@ -12,7 +12,8 @@ from losses.proof import differences
 
 NUM_COORDINATES = 64  # sampled where an example has more
 NUM_DIRECTIONS = 3  # random ones, over all coordinates at once
-NUM_COUPLED = 12  # directions, where examples hang together and coordinates of all examples at once would say little
+NUM_COUPLED = 12  # directions of an entry, where examples hang together and coordinates of all examples at once would say little
+LEAST_COUPLED = 3  # where there are so many numbers that evaluating takes long
 NUM_ELEMENTS = 1 << 20  # evaluated at once; of a batch with more, some examples are sampled
 
 Arrays = dict[str | None, np.ndarray]  # entries of y_pred by key; None where y_pred is a single tensor
@@ -42,15 +43,19 @@ class Function:
         return {key: tf.cast(p, tf.float64).numpy() for key, p in entries(self.y_pred).items()}
 
     def __call__(self, moved: Arrays, examples: np.ndarray | None = None) -> np.ndarray:
-        """The values of k displaced copies of the batch's examples, one after the other: [k * examples]."""
-        num_rows = next(len(p) for key, p in moved.items() if key not in self.loss.shared)
+        """The values of k displaced copies of the batch's examples, one after the other: [k * examples].
+
+        Entries that are missing from `moved` are the batch's.
+        """
+        arrays = entries(self.y_pred) | moved
+        num_rows = next(len(p) for key, p in arrays.items() if key not in self.loss.shared)
 
         def rows(tensor: tf.Tensor) -> tf.Tensor:
             chosen = np.arange(len(tensor)) if examples is None else examples
             return tf.gather(tensor, np.resize(chosen, num_rows))
 
         y_true = None if self.y_true is None else tf.nest.map_structure(rows, self.y_true)
-        arguments = {key: tf.cast(moved[key], p.dtype) for key, p in entries(self.y_pred).items()}
+        arguments = {key: tf.cast(arrays[key], p.dtype) for key, p in entries(self.y_pred).items()}
         y_pred = arguments if isinstance(self.y_pred, dict) else arguments[None]
         arguments_of_value = [y_true, y_pred]
         if self.loss.contract == "surrogate":
@@ -154,9 +159,9 @@ def probe(function: Function, dy: np.ndarray, gradients: dict[str, Arrays], rng:
 
         def line(t: np.ndarray, displacement: Arrays = displacement) -> np.ndarray:
             if function.together:
-                moves = ({key: center[key] + step * displacement[key] for key in center} for step in t)
+                moves = ({key: center[key] + step * move for key, move in displacement.items()} for step in t)
                 return np.stack([np.sum(dy * function(moved), keepdims=True) for moved in moves])
-            moved = {key: np.concatenate([p + step * displacement[key] for step in t]) for key, p in center.items()}
+            moved = {key: np.concatenate([center[key] + step * move for step in t]) for key, move in displacement.items()}
             return function(moved, examples).reshape(len(t), -1)
 
         derivative, bound = differences.along(line, np.sum(np.abs(dy) * noise, keepdims=True) if function.together else noise)
@@ -184,16 +189,17 @@ def _sample(center: Arrays, batch: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def _displacements(function: Function, scales: Arrays, rng: np.random.Generator) -> Iterator[tuple[Place, Arrays]]:
-    def direction(keys: list[str | None]) -> Arrays:
-        return {key: s * rng.choice([-1.0, 1.0], s.shape) if key in keys else np.zeros_like(s) for key, s in scales.items()}
+    def direction(key: str | None) -> np.ndarray:
+        return scales[key] * rng.choice([-1.0, 1.0], scales[key].shape)
 
+    num_evaluated = sum(s.size for s in scales.values()) * (2 * len(differences.STEPS) + 1)
     if function.together:
+        most = max(LEAST_COUPLED, min(NUM_COUPLED, 16 * NUM_ELEMENTS // num_evaluated))
         for key in scales:  # each entry alone, so that a message can name it
-            for _ in range(NUM_COUPLED):
-                yield f"a random displacement of {'y_pred' if key is None else key}", direction([key])
+            for _ in range(most):
+                yield f"a random displacement of {'y_pred' if key is None else key}", {key: direction(key)}
         return
     columns = [(key, column) for key, s in scales.items() for column in range(s[0].size)]
-    num_evaluated = sum(s.size for s in scales.values()) * (2 * len(differences.STEPS) + 1)
     most = max(8, min(NUM_COORDINATES, 16 * NUM_ELEMENTS // num_evaluated))
     if len(columns) > most:
         columns = [columns[i] for i in np.sort(rng.choice(len(columns), most, replace=False))]
@@ -203,4 +209,4 @@ def _displacements(function: Function, scales: Arrays, rng: np.random.Generator)
         flat[:, column] = scales[key].reshape(flat.shape)[:, column]
         yield (key, column), displacement
     for _ in range(NUM_DIRECTIONS):
-        yield "a random displacement of all coordinates", direction(list(scales))
+        yield "a random displacement of all coordinates", {key: direction(key) for key in scales}
