@@ -1,5 +1,6 @@
 """A window of steps recorded by TensorFlow's profiler, for TensorBoard's profile plugin."""
 
+import contextlib
 from pathlib import Path
 
 import tensorflow as tf
@@ -14,6 +15,7 @@ class Profiler:
         self._folder = folder
         self._first, self._last = window or (0, 0)
         self._runs = False
+        self._chunk = contextlib.ExitStack()
 
     @property
     def borders(self) -> tuple[int, ...]:
@@ -25,14 +27,18 @@ class Profiler:
         if not self._runs and self._first - 1 <= step < self._last:
             tf.profiler.experimental.start(str(self._folder))
             self._runs = True
+        if self._runs:  # what the plugin calls a step, here as many as run on the device at once
+            self._chunk.enter_context(tf.profiler.experimental.Trace("chunk", step_num=step + 1, _r=1))
 
     def after(self, step: int) -> None:
         """A chunk has ended with `step`."""
-        if self._runs and step >= self._last:
+        self._chunk.close()
+        if step >= self._last:
             self.close()
 
     def close(self) -> None:
         """Ends the window where the run ends within it."""
+        self._chunk.close()
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
