@@ -1,6 +1,7 @@
 """One run, from start to end, around the training itself: its directory, its status, whether it may go on. Imports no TensorFlow."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -15,11 +16,13 @@ from trainer.silence import quiet
 
 
 def run(job: Job) -> int:
-    """Trains, and returns the exit status.
+    """Trains, and returns the exit status; or shows why a run has diverged, where that is asked for.
 
     Raises:
         UserError: the user's mistake, or a fault that the user can act on; the run directory's status.json says the same.
     """
+    if job.config.trainer.replay:
+        return _replay(job)
     resume, path = job.config.resume, job.run_dir
     if resume not in ("auto", "never", "must"):
         path, resume = Path(resume), "must"
@@ -50,6 +53,24 @@ def run(job: Job) -> int:
             return exit_code
         finally:
             run.release()
+
+
+def _replay(job: Job) -> int:
+    path = job.run_dir
+    if not (path / "config.yaml").exists():
+        raise ConfigError(f"debug=nonfinite: {path} holds no run: type hydra.run.dir=DIRECTORY of one that has diverged")
+    run = rundir.claim(path)
+    try:
+        before = run.file("config.yaml").read_text(encoding="utf-8")
+        if differing := rundir.differing_keys(before, rundir.stored_config(job.config)):
+            raise ConfigError(f"{path} holds a run of another configuration ({'; '.join(differing)}): type those values")
+        placement, _ = _start(job)
+        from trainer import replay
+
+        replay.replay(job, run, placement)
+        return 0
+    finally:
+        run.release()
 
 
 def _has_checkpoints(run: RunDir) -> bool:
@@ -88,13 +109,20 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 
 
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
-    # TensorFlow is imported here and not above: nothing that is refused before this line has to wait for it.
+    placement, devices = _start(job)
+    from trainer import training
+
+    run.write("environment.json", rundir.environment(devices))
+    return training.train(job, run, resume, placement, signals)
+
+
+def _start(job: Job) -> tuple[Any, list[str]]:
+    """TensorFlow, as the job asks for it: where tensors and replicas live, and the names of all devices."""
+    # It is imported here and not above: nothing that is refused before this line has to wait for it.
     with quiet():
         with lean():
-            from trainer import build, compiling, training
+            from trainer import build, compiling, training  # noqa: F401  # its own imports, too, are to be lean
 
         strategy = schema.section(schema.Strategy, job.config.strategy)
         compiling.set_threads(strategy)
-        placement = build.build_placement(strategy)
-        run.write("environment.json", rundir.environment(build.devices()))
-    return training.train(job, run, resume, placement, signals)
+        return build.build_placement(strategy), build.devices()

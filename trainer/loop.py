@@ -85,6 +85,7 @@ def run_loop(
     tags: list[str],
     evaluate: Callable[[], dict[str, float]],
     audit: Callable[[int, np.ndarray], str | None],
+    examine: Callable[[int, np.ndarray, dict[str, float], int | None], str],
     save: Callable[[bool], None],
     recorder: Recorder,
     profiler: Profiler,
@@ -94,8 +95,10 @@ def run_loop(
     """Runs from `state.step` to `plan.num_steps`, or to a signal or an early stop, and leaves a checkpoint of where it ended.
 
     `audit(step, indices)` is asked about a step at which the gradients of both modes have parted, and the examples of its batch; it
-    says why the run must not go on. `save(last)` takes a copy of `state` and the variables and saves it while the loop goes on; `last`
-    says that nothing comes after it: it returns when that is saved.
+    says why the run must not go on. `examine(step, indices, scalars, saved)` is asked about a step that is not finite, before anything
+    of the state changes, and says what is known of it; `saved` is the checkpoint of that state, None where there is none. `save(last)`
+    takes a copy of `state` and the variables and saves it while the loop goes on; `last` says that nothing comes after it: it returns when
+    that is saved.
 
     Raises:
         DivergedError: a loss or gradient is not finite: the step's update was not applied, and the state before it is saved. Or the
@@ -148,11 +151,12 @@ def run_loop(
             recorder.put(steps[logged], rows[logged], extra)
             progress.show(state.step, final, {tag: value for tag, value in extra.get(state.step, {}).items() if tag not in TAGS})
         if diverged:
-            message = _describe(plan, state.step, tags, rows[-1])
+            step, message = state.step, _describe(plan, state.step, tags, rows[-1])
             state.step -= 0 if plan.max_skipped else 1  # the last step was not done
             state.skipped = 0  # whoever goes on from here has changed something
             save(True)
-            raise DivergedError(message)
+            known = examine(step, indices[len(rows) - 1], final, state.step)
+            raise DivergedError(f"{message}; the update was not applied and the state before it is saved. {known}")
         if objection:
             save(True)
             raise DivergedError(objection)
@@ -173,10 +177,7 @@ def _describe(plan: Plan, step: int, tags: list[str], row: np.ndarray) -> str:
     order = [pair for pair in bad if pair[0] == "loss"] + [pair for pair in reversed(bad) if pair[0].startswith("grad_norm/")]
     tag, value = (order or bad)[0]
     again = f"{plan.max_skipped + 1} steps in a row, up to step {step}," if plan.max_skipped else f"step {step}"
-    return (
-        f"diverged: {again} gave {tag} = {value}; the update was not applied and the state before it is saved. "
-        "Try the other gradient mode, a smaller optimizer.learning_rate, or trainer.clip_norm=1"
-    )
+    return f"diverged: {again} gave {tag} = {value}"
 
 
 def _judge(plan: Plan, state: State, evaluation: dict[str, float]) -> bool:

@@ -23,7 +23,8 @@ from trainer.errors import ConfigError
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
     "resume", "trust", "gradient", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.eval_every", "trainer.steps_per_call",
-    "trainer.on_nonfinite", "trainer.early_stopping", "strategy", "checkpoint", "logging", "data.stream", "data.max_resident_mb",
+    "trainer.on_nonfinite", "trainer.replay", "trainer.early_stopping", "strategy", "checkpoint", "logging", "data.stream",
+    "data.max_resident_mb",
 )  # fmt: skip
 
 
@@ -134,6 +135,13 @@ def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:
     run.write_text("config.yaml", config)
     lines = [f"{key}=***" if is_secret(key) else override for override in overrides for key in [override.partition("=")[0]]]
     run.write_text("overrides.txt", "".join(f"{line}\n" for line in lines))
+
+
+def stored_overrides(path: Path) -> list[str]:
+    """What the run in a directory was asked for, without secrets."""
+    file = path / "overrides.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [line for line in lines if not line.endswith("=***")]
 
 
 def environment(devices: list[str]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Trainer:
     compile: str = limited("auto", choices=("auto", "graph", "step", "chunk", "measure"))  # what becomes an XLA program
     steps_per_call: int | None = limited(None, minimum=1)  # that run on the device between two visits of the host; None: by time
     on_nonfinite: str = limited("stop", choices=("stop", "skip"))  # what to do with a step whose loss or gradient is not finite
+    replay: bool = False  # compute the step at which the run in hydra.run.dir has diverged anew, print what was found, and end
     ema_decay: float | None = limited(None, above=0, below=1)  # evaluate an exponential moving average of the weights
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
 

@@ -24,6 +24,7 @@ from trainer.data.order import Order
 from trainer.data.prepare import Prepared
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation import LARGER_IS_BETTER, make_evaluate, metric_names
+from trainer.forensics import Forensics
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
 from trainer.loop import Outcome, Plan, State, run_loop
@@ -51,18 +52,23 @@ def train(job: Job, run: RunDir, resume: str, placement: build.Placement, signal
         raise ConfigError(str(error)) from error
 
 
-def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
-    settings = schema.section(schema.Trainer, job.config.trainer)
-    saving = schema.section(schema.Checkpoint, job.config.checkpoint)
+def build_all(job: Job, placement: build.Placement) -> tuple[Prepared, Learner, int]:
+    """The data, what is trained on them, and for how many steps."""
     keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
     keras.utils.set_random_seed(job.config.seed)
     keras.mixed_precision.set_global_policy(job.config.precision.policy)
-
     loss = build.build_loss(job)
     data = build.build_data(job, loss)
+    num_steps = build.num_steps(schema.section(schema.Trainer, job.config.trainer), len(data.train), job.config.data.batch_size)
+    return data, build.build_learner(job, placement, loss, data, num_steps), num_steps
+
+
+def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
+    settings = schema.section(schema.Trainer, job.config.trainer)
+    saving = schema.section(schema.Checkpoint, job.config.checkpoint)
     batch_size = job.config.data.batch_size
-    num_steps = build.num_steps(settings, len(data.train), batch_size)
-    learner = build.build_learner(job, placement, loss, data, num_steps)
+    data, learner, num_steps = build_all(job, placement)
+    loss = learner.loss
     order = Order(len(data.train), batch_size, job.config.seed)
     logging = schema.section(schema.Logging, job.config.logging)
     profiler = Profiler(run.file("tensorboard"), _window(logging.profile_steps))
@@ -111,6 +117,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
             chunk = make(compiled)
         evaluate = make_evaluate(learner, data, batch_size)
         audit = Audit(learner, data.train.rows, wanted.on_audit == "stop")
+        examine = _examine(run, Forensics(learner, data, settings.accumulate, compiled))
     with (
         placement.scope(),
         Feed(order, plan.steps_per_call, handed, compiled == "chunk") as feed,
@@ -120,7 +127,9 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         ProgressLine(num_steps, state.step) as progress,
     ):
         try:
-            outcome = run_loop(plan, state, feed, chunk, learner.tags, evaluate, audit, save, recorder, profiler, progress, signals)
+            outcome = run_loop(
+                plan, state, feed, chunk, learner.tags, evaluate, audit, examine, save, recorder, profiler, progress, signals
+            )
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
                 raise
@@ -248,6 +257,21 @@ def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str
     if snapshot.state["compile"] in compiling.possible(learner):
         compiled = snapshot.state["compile"]  # going on to the bit; XLA rounds in its own way
     return state, compiled
+
+
+def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, dict[str, float], int | None], str]:
+    """What the loop asks about a step that is not finite: says what was found, and writes all of it to divergence.json."""
+
+    def examine(step: int, indices: np.ndarray, scalars: dict[str, float], saved: int | None) -> str:
+        report = forensics(step, indices, scalars) | {"checkpoint": saved}
+        known = report["advice"][0].upper() + report["advice"][1:]
+        try:
+            run.write("divergence.json", report)
+        except ConfigError as error:  # a full disk is no reason to hide why the run ends
+            return f"{known} ({error})"
+        return f"{known}; more is in {run.file('divergence.json')}"
+
+    return examine
 
 
 def _check_about(about: dict[str, Any], snapshot: checkpoints.Snapshot, run: RunDir) -> None:

@@ -22,6 +22,7 @@ class Record:
 
     def __init__(self):
         self.steps, self.saved, self.evaluated, self.audited, self.extra = [], [], [], [], {}
+        self.examined = []
 
     def put(self, steps, rows, extra):
         self.steps += steps.tolist()
@@ -71,11 +72,29 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
     def save(last):
         record.saved.append((state.step, last))
 
+    def examine(step, batch, scalars, saved):
+        record.examined.append((step, batch.tolist(), scalars["grad_norm/global"], saved))
+        return "It was too steep"
+
     outcome, signals = None, Signals()
     signals.received = received
     try:
         with Feed(Order(40, 4, 0), plan.steps_per_call) as feed:
-            outcome = run_loop(plan, state, feed, chunk, TAGS, evaluate, audit, save, record, Profiler(Path(), None), record, signals)
+            outcome = run_loop(
+                plan,
+                state,
+                feed,
+                chunk,
+                TAGS,
+                evaluate,
+                audit,
+                examine,
+                save,
+                record,
+                Profiler(Path(), None),
+                record,
+                signals,
+            )
     except DivergedError as error:
         return state, record, str(error)
     return state, record, outcome
@@ -130,6 +149,8 @@ def test_the_first_step_that_is_not_finite_ends_the_run(steps_per_call):
     assert record.saved == [(8, True)]
     assert (state.step, state.skipped) == (8, 0)
     assert "step 9 gave grad_norm/second = inf" in message
+    assert message.endswith("the state before it is saved. It was too steep")
+    assert record.examined == [(9, Order(40, 4, 0).batches(8, 1)[0].tolist(), np.inf, 8)]
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 3, 20])

@@ -78,6 +78,7 @@ class Prepared:
     resident: bool = True  # whether they are put on the device, as `Split`s; otherwise batches are made ahead of the loop
     num_sampled: int | None = None  # examples that mean and spread are taken from; None: all of the training part
     checksum: str | None = None  # of what is trained on, where not of every number
+    train_rows: np.ndarray | None = None  # [len(train)] the rows of the source that the training part is; None: its first ones
 
     @functools.cached_property
     def first(self) -> Split:
@@ -165,6 +166,7 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
         num_tokens=examples.num_tokens,
         want=want,
         resident=is_resident(settings, len(features), features.shape[1:]),
+        train_rows=train if examples.rows is None else examples.rows[train],
     )
 
 

@@ -273,6 +273,7 @@ def prepare_streamed(source: StreamedSource, kind: str, want: str, settings: Any
         resident=resident,
         num_sampled=num_sampled,
         checksum=checksum([np.array([len(train), len(evaluation), *shape]), *some.arrays()]),
+        train_rows=train,
     )
 
 
