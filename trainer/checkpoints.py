@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +47,7 @@ class Snapshot:
     state: dict[str, Any]  # the loop's own, plain JSON
     about: dict[str, Any] = dataclasses.field(default_factory=dict)  # the run: seed, configuration, versions
     not_finite: Sequence[str] = ()  # names of weights that hold NaN or infinities: nobody can go on from there
+    anchor: int | None = None  # the step of an older one that the run may roll back to
 
 
 def save(
@@ -70,7 +71,7 @@ def save(
         before_it_counts(snapshot.step)
         temporary.rename(final)
         _sync_folder(folder)
-        _rotate(folder, keep, best_step)
+        _rotate(folder, keep, (best_step, snapshot.anchor))
     except (OSError, zipfile.BadZipFile) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the checkpoint {final} can't be written: {error}") from error
@@ -109,13 +110,13 @@ def _write(folder: Path, snapshot: Snapshot, best_step: int | None) -> None:
     _sync_folder(folder)
 
 
-def _rotate(folder: Path, keep: int, best_step: int | None) -> None:
-    """Removes what is older than the `keep` newest good ones, but the best. What is damaged or not finite pushes no good one out."""
+def _rotate(folder: Path, keep: int, spared: Collection[int | None]) -> None:
+    """Removes what is older than the `keep` newest good ones, but for `spared`. What is damaged or not finite pushes no good one out."""
     num_good = 0
     for step, path in _steps(folder):
         if num_good < keep:
             num_good += problem(path) is None
-        elif step != best_step:
+        elif step not in spared:
             removed = path.with_name(f".{path.name}.old")  # at once: what is removed by half would look damaged
             path.rename(removed)
             shutil.rmtree(removed)

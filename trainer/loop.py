@@ -14,7 +14,8 @@ from trainer.data.feed import Feed
 from trainer.errors import DivergedError
 from trainer.logs import Recorder
 from trainer.profiler import Profiler
-from trainer.progress import ProgressLine
+from trainer.progress import ProgressLine, say
+from trainer.rollback import Rollback
 from trainer.signals import Signals
 
 ACTIVITIES = ("input", "step", "evaluation", "checkpoint", "logging")
@@ -30,6 +31,8 @@ class State:
     best: dict[str, float] = dataclasses.field(default_factory=dict)  # metrics of the best evaluation, and its "step"
     stale: int = 0  # evaluations since then
     skipped: int = 0  # steps in a row that were not finite
+    anchor: int = 0  # the step of the last checkpoint made by plan, not by a signal: what a rollback goes back to
+    rollbacks: int = 0  # done so far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,9 @@ class Plan:
     goal: str  # "min" or "max"
     patience: int  # evaluations without improvement before stopping; 0: never stop early
     min_delta: float
-    max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run
+    max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run, or is rolled back
     audit_every: int = 0
+    max_rollbacks: int = 0  # in the whole run; 0: none
     borders: tuple[int, ...] = ()  # further steps after which a chunk must end
 
     def next_border(self, step: int, most: int) -> int:
@@ -59,6 +63,10 @@ class Plan:
     def is_due(self, period: int, step: int) -> bool:
         """Whether what happens every `period` steps happens after `step`; all of it happens at the end."""
         return bool(period) and (step % period == 0 or step == self.num_steps)
+
+    def anchors(self, step: int, improved: bool) -> bool:
+        """Whether the checkpoint after `step` is one to roll back to: a resumed run makes the same ones, wherever it was stopped."""
+        return improved or (self.save_every > 0 and step % self.save_every == 0)
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` of the monitored metric is better than the best so far by more than min_delta."""
@@ -86,6 +94,7 @@ def run_loop(
     evaluate: Callable[[], dict[str, float]],
     audit: Callable[[int, np.ndarray], str | None],
     examine: Callable[[int, np.ndarray, dict[str, float], int | None], str],
+    rollback: Rollback,
     save: Callable[[bool], None],
     recorder: Recorder,
     profiler: Profiler,
@@ -99,6 +108,9 @@ def run_loop(
     of the state changes, and says what is known of it; `saved` is the checkpoint of that state, None where there is none. `save(last)`
     takes a copy of `state` and the variables and saves it while the loop goes on; `last` says that nothing comes after it: it returns when
     that is saved.
+
+    A rollback undoes the updates since `state.anchor`: the run goes on with the state of that checkpoint, but after the step that was
+    not finite, so that the batches in between are not seen again.
 
     Raises:
         DivergedError: a loss or gradient is not finite: the step's update was not applied, and the state before it is saved. Or the
@@ -139,6 +151,15 @@ def run_loop(
             extra = {int(steps[i]): dict(zip(TAGS, measures[i].tolist(), strict=True)) for i in audited}
             logged[audited] = True
         objection = audit(state.step, indices[len(rows) - 1]) if parted else None
+        if diverged and state.rollbacks < plan.max_rollbacks:
+            known = examine(state.step, indices[len(rows) - 1], final, None)
+            rollback.back()
+            state.rollbacks, state.skipped, diverged = state.rollbacks + 1, 0, False
+            extra[state.step] = {"rollback": state.anchor}
+            say(
+                f"warning: {_describe(plan, state.step, tags, rows[-1])}; back to the state after step {state.anchor}, and on after step "
+                f"{state.step} (rollback {state.rollbacks} of {plan.max_rollbacks}). {known}"
+            )
         improved = False
         if plan.is_due(plan.eval_every, state.step) and not diverged:
             with clock("evaluation"):
@@ -153,7 +174,7 @@ def run_loop(
         if diverged:
             step, message = state.step, _describe(plan, state.step, tags, rows[-1])
             state.step -= 0 if plan.max_skipped else 1  # the last step was not done
-            state.skipped = 0  # whoever goes on from here has changed something
+            state.skipped = state.rollbacks = 0  # whoever goes on from here has changed something
             save(True)
             known = examine(step, indices[len(rows) - 1], final, state.step)
             raise DivergedError(f"{message}; the update was not applied and the state before it is saved. {known}")
@@ -167,6 +188,9 @@ def run_loop(
         ends = cause != "finished" or state.step == plan.num_steps
         if improved or ends or plan.is_due(plan.save_every, state.step):
             with clock("checkpoint"):
+                if plan.anchors(state.step, improved):
+                    state.anchor = state.step
+                    rollback.hold()
                 save(ends)
     return Outcome(final, cause, clock.rate(), clock.shares())
 

@@ -79,7 +79,9 @@ class Trainer:
     accumulate: int = limited(1, minimum=1)  # parts into which a batch is divided, one after another: less memory, the same update
     compile: str = limited("auto", choices=("auto", "graph", "step", "chunk", "measure"))  # what becomes an XLA program
     steps_per_call: int | None = limited(None, minimum=1)  # that run on the device between two visits of the host; None: by time
-    on_nonfinite: str = limited("stop", choices=("stop", "skip"))  # what to do with a step whose loss or gradient is not finite
+    # Of a step whose loss or gradient is not finite: stop, before its update; skip: leave its update out and go on, at most 10 times in
+    # a row; rollback: go back to the last checkpoint (checkpoint.every, or the best), and on after the step, at most 10 times in a run.
+    on_nonfinite: str = limited("stop", choices=("stop", "skip", "rollback"))
     replay: bool = False  # compute the step at which the run in hydra.run.dir has diverged anew, print what was found, and end
     ema_decay: float | None = limited(None, above=0, below=1)  # evaluate an exponential moving average of the weights
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)

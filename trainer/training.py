@@ -30,6 +30,7 @@ from trainer.logs import Recorder, plain
 from trainer.loop import Outcome, Plan, State, run_loop
 from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, closing_table, say
+from trainer.rollback import Rollback
 from trainer.rundir import RunDir
 from trainer.saver import Saver
 from trainer.signals import Signals
@@ -38,6 +39,7 @@ from trainer.step import Update
 _MOST_PROVED = 32  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
 _MOST_STEPS, _MOST_INDICES = 4096, 2**18  # in a chunk
 _MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
+_MOST_ROLLBACKS = 10  # of on_nonfinite=rollback, in a run
 
 
 def train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
@@ -78,6 +80,8 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     compiled = compiling.choose(settings.compile, learner)
     if not loss.xla:
         say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
+    rollback = Rollback(learner, settings.on_nonfinite == "rollback")
+    rollback.hold()
     state, compiled = _restore(job, run, resume, learner, compiled, num_steps, data)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
@@ -86,6 +90,8 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         return 0, "finished"
     if state.step:
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
+    if rollback.wanted and state.step:
+        _hold_anchor(run, state, rollback)
     proof = _verify(job, learner, data, order)
     rundir.describe(run, rundir.stored_config(job.config), job.overrides)
     about, fingerprint = _about(job), data.fingerprint()
@@ -100,7 +106,8 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         }
         best_step = int(state.best["step"]) if state.best else None
         arrays = learner.capture()  # copies: the variables change while they are written
-        saver.put(checkpoints.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays)), best_step, last)
+        snapshot = checkpoints.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays))
+        saver.put(dataclasses.replace(snapshot, anchor=state.anchor) if rollback.wanted else snapshot, best_step, last)
 
     with placement.scope():
         wanted = job.config.gradient
@@ -128,7 +135,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     ):
         try:
             outcome = run_loop(
-                plan, state, feed, chunk, learner.tags, evaluate, audit, examine, save, recorder, profiler, progress, signals
+                plan, state, feed, chunk, learner.tags, evaluate, audit, examine, rollback, save, recorder, profiler, progress, signals
             )
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
@@ -161,6 +168,7 @@ def _plan(
         min_delta=settings.early_stopping.min_delta,
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
         audit_every=audit_every,
+        max_rollbacks=_MOST_ROLLBACKS if settings.on_nonfinite == "rollback" else 0,
         borders=borders,
     )
 
@@ -257,6 +265,18 @@ def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str
     if snapshot.state["compile"] in compiling.possible(learner):
         compiled = snapshot.state["compile"]  # going on to the bit; XLA rounds in its own way
     return state, compiled
+
+
+def _hold_anchor(run: RunDir, state: State, rollback: Rollback) -> None:
+    """Lets a resumed run roll back to the checkpoint that the run would have gone back to undisturbed."""
+    if state.anchor == 0:  # the beginning, which is held already
+        return
+    try:
+        rollback.arrays = checkpoints.load(run.file("checkpoints") / f"step-{state.anchor:08d}").arrays
+    except CheckpointError as error:
+        say(f"warning: {error}; trainer.on_nonfinite=rollback goes back to step {state.step} instead")
+        state.anchor = state.step
+        rollback.hold()
 
 
 def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, dict[str, float], int | None], str]:

@@ -307,6 +307,49 @@ def test_skipping_leaves_the_updates_out(train, tmp_path, loss):
 
 
 @pytest.mark.fault(rows=[15])
+@pytest.mark.parametrize("loss", ["novalue", "nogradient"])
+def test_rolling_back_undoes_updates(train, tmp_path, loss):
+    """The result is that of a run that never made them: steps 1 to the last checkpoint before a spike, and on after it."""
+    exit_code, output, _ = train(f"loss={loss}", "trainer.on_nonfinite=rollback", "checkpoint.every=5")
+    assert exit_code == 0
+    back = {line["step"]: int(line["rollback"]) for line in lines(tmp_path / "run") if "rollback" in line}
+    assert back == {step: (step - 1) // 5 * 5 for step in spikes()}
+    for step, anchor in back.items():
+        assert f"step {step} gave" in output
+        assert f"back to the state after step {anchor}, and on after step {step}" in output
+    snapshot = newest(tmp_path / "run")
+    assert (snapshot.step, snapshot.state["loop"]["rollbacks"]) == (NUM_STEPS, len(spikes()))
+    undone = {step for spike, anchor in back.items() for step in range(anchor + 1, spike + 1)}
+    assert snapshot.arrays["optimizer/0000/iteration"] == NUM_STEPS - len(undone)
+    assert read(tmp_path / "run")["checkpoint"] is None
+
+
+@pytest.mark.fault(rows=[15])
+def test_a_run_that_rolls_back_and_is_stopped_ends_the_same(train, tmp_path):
+    """Stopped between a checkpoint and the spike, where what is saved is no state to go back to; and killed after it."""
+    settings = ["loss=nogradient", "trainer.on_nonfinite=rollback", "checkpoint.every=4", "checkpoint.keep=1", "trainer.ema_decay=0.9"]
+    assert train(*settings, run_dir=tmp_path / "straight")[0] == 0
+    early, late = spikes()[0], spikes()[1]
+    assert (early - 1) % 4
+    assert (late - 1) % 4 > 1
+    for end, lost in ((early - 1, False), (early, True), (late - 2, False), (late - 1, False), (late + 1, True)):
+        assert train(*settings, f"trainer.steps={end}")[0] == 0
+        if lost:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{end:08d}")
+    assert train(*settings)[0] == 0
+    assert_same(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.fault(rows=[15])
+def test_rolling_back_is_bounded(train, tmp_path):
+    exit_code, output, message = train("loss=never", "trainer.on_nonfinite=rollback")
+    assert exit_code == 3
+    assert output.count("(rollback ") == 10
+    assert message.startswith("error: diverged: step 11 gave loss = nan; the update was not applied")
+    assert newest(tmp_path / "run").step == 10
+
+
+@pytest.mark.fault(rows=[15])
 @pytest.mark.parametrize(
     ("overrides", "tensor", "advice"),
     [
@@ -445,6 +488,8 @@ def test_the_replay_refuses_where_there_is_nothing_to_replay(train, tmp_path):
     train("loss=nogradient", "gradient=auto", "checkpoint.keep=1", run_dir=tmp_path / "on")
     assert "has gone on since step" in train("loss=nogradient", "debug=nonfinite", run_dir=tmp_path / "on")[2]
     assert "loss._target_: " in train("loss=fine", "debug=nonfinite", run_dir=tmp_path / "on")[2]
+    train("loss=nogradient", "trainer.on_nonfinite=rollback", run_dir=tmp_path / "back")
+    assert "went back and on after step" in train("loss=nogradient", "debug=nonfinite", run_dir=tmp_path / "back")[2]
 
 
 @pytest.mark.fault(rows=[16])

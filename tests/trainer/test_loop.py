@@ -22,7 +22,7 @@ class Record:
 
     def __init__(self):
         self.steps, self.saved, self.evaluated, self.audited, self.extra = [], [], [], [], {}
-        self.examined = []
+        self.examined, self.held = [], []
 
     def put(self, steps, rows, extra):
         self.steps += steps.tolist()
@@ -76,6 +76,13 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
         record.examined.append((step, batch.tolist(), scalars["grad_norm/global"], saved))
         return "It was too steep"
 
+    class Rollback:
+        def hold(self):
+            record.held.append(state.step)
+
+        def back(self):
+            record.held.append(-state.step)
+
     outcome, signals = None, Signals()
     signals.received = received
     try:
@@ -89,6 +96,7 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
                 evaluate,
                 audit,
                 examine,
+                Rollback(),
                 save,
                 record,
                 Profiler(Path(), None),
@@ -167,6 +175,34 @@ def test_skipping_is_bounded_whatever_the_chunks(steps_per_call):
 def test_skipped_steps_are_counted_over_a_resume():
     _, _, message = run(bad={11}, max_skipped=2, state=State(step=10, skipped=2))
     assert "up to step 11" in message
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3, 20])
+def test_rolling_back_undoes_the_updates_since_the_last_checkpoint(steps_per_call, capsys):
+    state, record, outcome = run(bad={3, 9, 10}, max_rollbacks=3, save_every=4, eval_every=10, steps_per_call=steps_per_call)
+    assert (state.step, state.rollbacks, outcome.cause) == (20, 3, "finished")
+    assert record.steps == list(range(1, 21))
+    # Step 3 goes back to the beginning; at step 10 the evaluation is of the state gone back to, and the best so far.
+    assert record.held == [-3, 4, 8, -9, -10, 10, 12, 16, 20]
+    assert {step: extra["rollback"] for step, extra in record.extra.items() if "rollback" in extra} == {3: 0, 9: 8, 10: 8}
+    assert [(step, saved) for step, _, _, saved in record.examined] == [(3, None), (9, None), (10, None)]
+    assert "back to the state after step 8, and on after step 9 (rollback 2 of 3). It was too steep" in capsys.readouterr().out
+
+
+def test_rollbacks_are_bounded():
+    state, record, message = run(bad={3, 5, 6}, max_rollbacks=2, save_every=4)
+    assert "step 6 gave" in message
+    assert record.saved == [(4, False), (5, True)]
+    assert (state.step, state.rollbacks) == (5, 0)
+    _, _, message = run(bad={15}, max_rollbacks=2, state=State(step=10, rollbacks=2, anchor=8))
+    assert "step 15 gave" in message
+
+
+def test_a_signals_checkpoint_is_none_to_go_back_to():
+    """Else a run that was stopped and resumed would go back to another state than one that was not."""
+    plan = Plan(100, 40, True, 1, 30, 20, "eval/loss", "min", 0, 0.0, 0)
+    assert [plan.anchors(step, False) for step in (20, 33, 100)] == [True, False, True]
+    assert plan.anchors(33, True)
 
 
 def test_a_signal_before_the_first_step_saves_and_begins_nothing():
