@@ -291,6 +291,7 @@ def test_the_rule_of_compile(tmp_path):
         train(tmp_path / "refused", "trainer.compile=chunk", "loss=cubic")
 
 
+@pytest.mark.fault(rows=[16])
 def test_an_unweighted_row_may_hold_anything(tmp_path):
     rng = np.random.default_rng(0)
     table = rng.normal(size=(80, 4))
@@ -309,6 +310,7 @@ def test_an_unweighted_row_may_hold_anything(tmp_path):
         train(tmp_path / "run", *overrides, "data.sample_weight=w", "trainer.steps=310", "optimizer.learning_rate=0.01")
 
 
+@pytest.mark.fault(rows=[15])
 def test_what_a_step_that_is_not_finite_did_to_other_variables_is_undone(tmp_path):
     overrides = ["model.batch_normalization=true", "data.standardize=false", "optimizer=sgd", "optimizer.learning_rate=1e38", "loss=mse"]
     with pytest.raises(DivergedError):
@@ -415,6 +417,7 @@ def test_sys_exit_in_what_a_user_brings_along_is_a_failure(tmp_path, monkeypatch
     assert read(tmp_path, "status.json") == {"state": "failed", "cause": "SystemExit: 0", "exit_code": 1}
 
 
+@pytest.mark.fault(rows=[15])
 def test_a_step_that_is_not_finite_ends_the_run_before_its_update(tmp_path):
     with pytest.raises(DivergedError, match=r"step \d+ gave .* = (nan|inf)"):
         train(tmp_path, "optimizer=sgd", "optimizer.learning_rate=1e30", "loss=mse")
@@ -423,6 +426,7 @@ def test_a_step_that_is_not_finite_ends_the_run_before_its_update(tmp_path):
     assert {"NaN", "inf"} & set(lines(tmp_path)[-1].values())
 
 
+@pytest.mark.fault(rows=[15])
 def test_skipping_is_bounded(tmp_path):
     with pytest.raises(DivergedError, match="11 steps in a row"):
         train(tmp_path, "optimizer=sgd", "optimizer.learning_rate=1e30", "loss=mse", "trainer.on_nonfinite=skip")

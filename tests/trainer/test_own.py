@@ -54,6 +54,11 @@ class WrongShape(Right):
         return super().gradient(y_true, y_pred)[:, 0]
 
 
+class WrongDtype(Right):
+    def gradient(self, y_true, y_pred):
+        return tf.cast(super().gradient(y_true, y_pred), tf.float64)
+
+
 class IgnoresDy(Right):
     def value_and_vjp(self, y_true, y_pred):
         return self.value(y_true, y_pred), lambda dy: self.gradient(y_true, y_pred)
@@ -82,6 +87,7 @@ WRONG = {
     "wrong_sign": ("WrongSign", rf"its sign is turned.*{BOTH_VALUES} "),
     "ignores_dy": ("IgnoresDy", rf"it ignores dy.*{BOTH_VALUES} "),
     "wrong_shape": ("WrongShape", r"must have shape \(32, 1\).*found shape \(32,\)"),
+    "wrong_dtype": ("WrongDtype", r"must have shape \(32, 1\) and dtype float32.*found shape \(32, 1\) and dtype float64"),
 }
 
 
@@ -195,6 +201,7 @@ def test_a_right_loss_trains_by_the_command(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault(rows=[17])
 def test_a_wrong_loss_is_refused_by_the_command(folder, tmp_path):
     arguments = ("--config-dir", "conf", "loss=slightly_off", "trust=[my_package]", *QUICK, f"hydra.run.dir={tmp_path}")
     result = command(folder, *arguments)
@@ -206,6 +213,7 @@ def test_a_wrong_loss_is_refused_by_the_command(folder, tmp_path):
     assert_refused_before_the_first_step(tmp_path, message)
 
 
+@pytest.mark.fault(rows=[17])
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_gradient_is_refused_before_the_first_step(train, tmp_path, name):
     with pytest.raises(ConfigError) as refused:
