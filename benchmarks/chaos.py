@@ -69,7 +69,7 @@ def newest(folder: Path) -> int:
 def strike(folder: Path, num_steps: int, num_left: int, startup: float, rng: random.Random) -> Kill | None:
     """Starts the run and sends a signal at a random moment; None if it ended by itself before."""
     kind = rng.choice(list(KINDS))
-    begun = newest(folder)
+    logged = last_step(folder / "metrics.jsonl")
     with start(folder, num_steps) as process:
         if rng.random() < _STARTING:
             moment, patience = "starting", rng.uniform(0, startup)
@@ -77,7 +77,7 @@ def strike(folder: Path, num_steps: int, num_left: int, startup: float, rng: ran
         else:
             # So far ahead that all of the signals find the run at work.
             moment, patience = "training", rng.uniform(0, 0.1)
-            target = begun + rng.randrange(1, max(2, 2 * (num_steps - begun) // (num_left + 1)))
+            target = logged + rng.randrange(1, max(2, 2 * (num_steps - logged) // (num_left + 1)))
         deadline = time.monotonic() + _TIMEOUT
         while target is not None and process.poll() is None and last_step(folder / "metrics.jsonl") < target:
             if time.monotonic() > deadline:
