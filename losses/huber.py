@@ -37,8 +37,8 @@ class Huber(Loss):
         self.require("delta", "a finite number > 0", lambda delta: 0 < delta < math.inf)
 
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        size = tf.abs(y_pred - y_true)
-        q = tf.minimum(size, self.delta)
+        error = y_pred - y_true
+        size, q = tf.abs(error), tf.clip_by_value(error, -self.delta, self.delta)  # q with its sign: |r| has no second derivative at 0
         # q^2 / 2 + delta (|r| - q), but by cases: the tape's sum q + delta - delta would lose the digits of a small q.
         return features.mean(tf.where(size <= self.delta, tf.square(q) / 2, self.delta * (size - self.delta / 2)))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 STEPS = 16.0 * 4.0 ** -np.arange(19)  # of the line's parameter, largest first: 16 to 2e-10
+_NUM_ALIKE = 8
 
 
 def along(line: Callable[[np.ndarray], np.ndarray], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +16,7 @@ def along(line: Callable[[np.ndarray], np.ndarray], noise: np.ndarray) -> tuple[
         noise: [n], by how much a value may be off through rounding.
 
     Returns:
-        derivative [n], error [n] (inf where no step gives finite values). At a kink the error covers both one-sided slopes.
+        derivative [n], error [n] (inf where no step gives finite values, and at a jump). At a kink the error covers both one-sided slopes.
     """
     values = line(np.concatenate([[0.0], STEPS, -STEPS]))
     center, plus, minus = values[0], values[1 : len(STEPS) + 1], values[len(STEPS) + 1 :]
@@ -26,7 +27,10 @@ def along(line: Callable[[np.ndarray], np.ndarray], noise: np.ndarray) -> tuple[
         extrapolated = (16 * central[1:] - central[:-1]) / 15
         bend = np.abs(plus + minus - 2 * center) / steps  # between the one-sided slopes; at a kink it does not shrink with the step
         error = np.abs(extrapolated - central[1:]) + bend[1:] + 2 * noise / steps[1:]
-    error = np.where(np.isfinite(error), error, np.inf)
+        # What the smallest steps change alike by, whichever of them, is a jump, or a rise too steep for them.
+        rise = np.abs(plus - minus)[-_NUM_ALIKE:]
+        jumps = (rise.min(axis=0) > rise.max(axis=0) / 2) & (rise.min(axis=0) > 4 * noise)
+    error = np.where(np.isfinite(error) & ~jumps, error, np.inf)
     best = np.argmin(error, axis=0)
     columns = np.arange(len(best))
     # Far from a kink values may saturate and seem smooth again: the smallest step that sees a bend has the last word, unless the

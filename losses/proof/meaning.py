@@ -16,10 +16,12 @@ from losses.proof.second import hessian_times
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(4)
 _NUM_PANELS = 16
-_NUM_ZOOMS = 5  # into the worst panel: a kink ends up in one small panel, a steep bend is resolved, a wrong gradient is wrong in all
+_NUM_ZOOMS = 5  # into the worst panel: a kink ends up in one small panel, a bend is resolved, a wrong gradient is wrong in all
+_MOST_ZOOMS = 10  # where a bend is so steep that the panels' integrals still change as they are divided; float64 resolves no more
 _LARGEST = 1e250  # a value whose products with gradients and displacements stay finite
 _INTEGRAL = 1e-5  # of the integral of the gradient's magnitude; an error of 0.1% must show
 _EPS = 2.0**-52
+_SMALLEST = 1e-290  # what is below loses digits to the terms that TensorFlow flushes to 0
 _EXACT = 1e-9  # of float64
 _SHIFT = 0.75
 
@@ -93,8 +95,8 @@ def _follow(batch: Batch, mode: str, displacement: Tensors) -> tuple[np.ndarray,
     """Which units' lines hold, which are wrong, and the worst of these."""
     num = 1 if batch.together else num_examples(batch.loss, batch.y_pred)
     start_, width = np.zeros(num), np.ones(num)
-    holds = None
-    for _ in range(_NUM_ZOOMS):
+    holds, whole = None, np.full(num, np.nan)
+    for zoom in range(1, _MOST_ZOOMS + 1):
         integral, difference, allowed = _panels(batch, mode, displacement, start_, width)
         known = np.isfinite(difference)
         with np.errstate(invalid="ignore"):
@@ -103,15 +105,17 @@ def _follow(batch: Batch, mode: str, displacement: Tensors) -> tuple[np.ndarray,
         bad = off > 0
         if holds is None:
             holds = ~bad.any(axis=0) & known.all(axis=0)
-        if not bad.any():
-            break
+        wrong = bad.sum(axis=0) > _NUM_PANELS // 2
+        settled = np.abs(integral.sum(axis=0) - whole) <= allowed.sum(axis=0)  # as the panel that they are parts of
         worst = np.argmax(np.where(bad, off, -np.inf), axis=0)
+        if not bad.any() or (zoom >= _NUM_ZOOMS and ((wrong & settled).any() or not wrong.any())):
+            break
+        whole = integral[worst, np.arange(num)]
         width = width / _NUM_PANELS
         start_ = start_ + worst * width
-    wrong = bad.sum(axis=0) > _NUM_PANELS // 2
     message = ""
     if wrong.any():
-        unit = int(np.argmax(wrong))
+        unit = int(np.argmax(wrong * (1 + settled)))
         panel = worst[unit]
         message = (
             f": {integral[panel, unit]:.9g} instead of {difference[panel, unit]:.9g}, from {start_[unit]:.6g} to "
@@ -143,7 +147,7 @@ def _panels(
         rounding = (np.abs(gradients) * np.abs(batch.flat(batch.y_pred))).sum(axis=-1).reshape(nodes.shape).max(axis=1)
         noise = 64 * _EPS * (np.abs(values[1:]) + np.abs(values[:-1]) + rounding)
         fits = np.maximum(np.abs(values[1:]), np.abs(values[:-1])) < _LARGEST
-        return integral, np.where(fits, np.diff(values, axis=0), np.nan), _INTEGRAL * magnitude + noise
+        return integral, np.where(fits, np.diff(values, axis=0), np.nan), _INTEGRAL * magnitude + noise + _SMALLEST
 
 
 def _symmetric(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:

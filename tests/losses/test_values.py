@@ -142,3 +142,16 @@ def test_label_smoothing_is_that_of_keras():
     for name, its in pairs.items():
         expected = its(from_logits=True, label_smoothing=0.2)(hot, p)
         np.testing.assert_allclose(losses.get(name, label_smoothing=0.2)(hot, p), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["auto", "analytic"])
+def test_second_derivative_of_huber(mode):
+    """1 inside, a tie included, where that of |r| is 0; 0 beyond delta."""
+    p = tf.constant([[0.0], [0.5], [-0.5], [2.0], [-2.0]])
+    with tf.GradientTape() as outer:
+        outer.watch(p)
+        with tf.GradientTape() as inner:
+            inner.watch(p)
+            value = per_example(losses.find("huber")(), mode, tf.zeros([5, 1]), p)
+        gradient = inner.gradient(value, p)
+    np.testing.assert_array_equal(outer.gradient(gradient, p)[:, 0], [1, 1, 1, 0, 0])

@@ -317,6 +317,23 @@ def test_wrong_only_far_away():
     assert failures(Far(1.0), "meaning") == {}
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 0.001, 0.01])
+def test_a_bend_that_is_narrow_beside_its_line_is_no_wrong_gradient(temperature):
+    loss = losses.find("distillation_kl")(temperature=temperature)
+    assert failures(loss, "meaning") == {}
+
+    class OffByAThousandth(type(loss)):
+        def gradient(self, y_true, y_pred):
+            return 1.001 * super().gradient(y_true, y_pred)
+
+    assert "integral along lines" in failures(OffByAThousandth(temperature=temperature), "meaning")
+
+
+def test_second_order_where_differences_cannot_resolve_the_gradients_rise():
+    """At a tie the second derivative is 1, over a width that no step of differences enters."""
+    assert failures(losses.find("huber")(delta=1e-20), "structure") == {}
+
+
 @pytest.mark.slow
 def test_reload_in_another_process():
     assert structure.reload(MSE()).verdict == "holds"

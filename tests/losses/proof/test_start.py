@@ -288,3 +288,12 @@ def test_a_derivative_beside_one_that_overflows_is_told():
 
     found = start.verify(Steep(), np.zeros((2, 2), np.float32), tf.constant([[1.0, 200.0], [1.0, 1.0]]))
     assert "coordinate [0]" not in found.message
+
+
+def test_differences_do_not_tell_the_derivative_of_a_jump():
+    """Nor of a rise that is too steep for the smallest step; one that is not is told."""
+    for width, known in ((0.0, False), (1e-20, False), (1e-3, True)):
+        found, error = differences.along(lambda t, w=width: np.clip(t[:, None], -w, w) if w else np.sign(t[:, None]), np.zeros(1))
+        assert np.isfinite(error).all() == known
+        if known:
+            assert abs(found[0] - 1) <= error[0] < 1e-6
