@@ -144,6 +144,23 @@ def test_adaptive_robust_of_a_huge_error():
     np.testing.assert_allclose([value[0], gradient[0, 0]], [1e25, 1.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("hyperparameters", "error", "slope"),
+    [
+        ({"alpha": -2.0, "scale": 1e-5}, 1.4e9, 16e-10 / 1.4e9**3),
+        ({"alpha": 0.0, "scale": 1e-8}, 4e29, 0.5e-29),
+        ({"alpha": -math.inf, "scale": 1e-3}, 13.4e-3, 13.4e3 * math.exp(-(13.4**2) / 2)),
+        ({"alpha": -1234567891.0}, 1e6, 0.0),
+        ({"alpha": -1e30}, 1e16, 0.0),
+    ],
+)
+def test_adaptive_robust_far_out(hyperparameters, error, slope):
+    """Powers that underflow where their product with 1 / scale does not, and exponents that float32 does not hold."""
+    value, gradient = evaluate(losses.find("adaptive_robust")(**hyperparameters), [[0.0]], [[error]])
+    assert np.isfinite(value).all()
+    np.testing.assert_allclose(gradient, [[slope]], rtol=1e-4 if math.isinf(hyperparameters["alpha"]) else 1e-6)
+
+
 def test_beta_nll_is_an_exact_likelihood_without_a_weight():
     rng = np.random.default_rng(0)
     y, p = rng.normal(size=(5, 2)), rng.normal(size=(5, 4))
