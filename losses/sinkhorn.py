@@ -53,7 +53,7 @@ class Sinkhorn(Loss):
 
     def __post_init__(self) -> None:
         self.require("epsilon", "a number > 0", lambda epsilon: 0 < epsilon < float("inf"))
-        self.require("num_iterations", "a whole number > 0", lambda num: num > 0 and num == int(num))
+        self.require("num_iterations", "a whole number > 0", lambda num: num > 0 and num % 1 == 0)
         self.require("tolerance", "a number >= 0", lambda tolerance: 0 <= tolerance < float("inf"))
 
     @property

@@ -55,6 +55,8 @@ def test_mistakes_are_named():
         ("softmax_crossentropy", {"label_smoothing": -0.1}, "label_smoothing must be a number >= 0 and < 1; found -0.1"),
         ("stable_mse", {"low": 0.0}, "low must be a number > 0; found 0.0"),
         ("stable_mse", {"low": 2.0}, "high must be a finite number > low=2.0; found 1.0"),
+        ("sinkhorn", {"num_iterations": float("inf")}, "num_iterations must be a whole number > 0; found inf"),
+        ("sinkhorn", {"num_iterations": 1.5}, "num_iterations must be a whole number > 0; found 1.5"),
         ("stable_mse", {"outside": "clip"}, "outside must be zero, pass or project; found 'clip'"),
     ],
 )
