@@ -152,7 +152,7 @@ def _h(x: tf.Tensor, log1p_x: tf.Tensor) -> tf.Tensor:
 
 def _scaled_digamma_difference(y: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
     """The derivative's part r D, for whole y: r times the sum over k < y of u h(u), u = 1 / (r + k)."""
-    r = tf.exp(log_r)
+    r = tf.exp(tf.maximum(log_r, -80))  # it is 1 from there on, and 1 / r still finite
     shifts = tf.range(_NUM_SHIFTS, dtype=r.dtype)
     u = 1 / (r[..., tf.newaxis] + shifts)
     terms = _h(u, u) / (1 + shifts / r[..., tf.newaxis])
@@ -182,7 +182,7 @@ def _stirling_difference(y: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
 
 def _stirling(y: tf.Tensor) -> tf.Tensor:
     """e(y) of whole y > 0: log(y!) less Stirling's formula, (y + 1/2) log(y) - y + log(2 pi) / 2."""
-    small = y <= _NUM_SHIFTS
+    small = (y >= 0) & (y <= _NUM_SHIFTS)  # a negative count is NaN by its logarithm, and none of the table's
     table = tf.gather(tf.constant(_REST_OF_FACTORIAL, y.dtype), tf.cast(tf.where(small, y, tf.zeros_like(y)), tf.int32))
     return tf.where(small, table, _polynomial(_STIRLING, tf.square(1 / y)) / y)
 

@@ -109,6 +109,15 @@ def test_negative_binomial_near_its_special_cases():
     np.testing.assert_allclose(gradient[0, 0], 1e-6, rtol=1e-5)
 
 
+def test_negative_binomial_beyond_its_domain():
+    """A size that float32 has not: the derivatives' limits, not NaN. A negative count is NaN to itself and stops nothing."""
+    loss = losses.find("negative_binomial_nll")()
+    value, gradient = evaluate(loss, [[5.0]] * 3 + [[-1.0]], [[1.0, -89.0], [1.0, -1e30], [88.0, -88.0], [0.0, 0.0]])
+    np.testing.assert_allclose(gradient[:3], [[0, -1], [0, -1], [0, -1]], atol=1e-30)
+    assert np.isfinite(value[:3]).all()
+    assert np.isnan(value[3])
+
+
 def test_interval_logistic_in_the_tail():
     """The interval lies 20 scales off: both sigmoids are 1."""
     loss, y, p = losses.find("interval_logistic")(), [[20.0, 21.0]], [[0.0, 0.0]]
