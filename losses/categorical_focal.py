@@ -21,11 +21,13 @@ class CategoricalFocal(Loss):
 
     A class y is the weights t_y = 1, t_j = 0 elsewhere: the gradient is -q_y c_y there, and is shared out by pi_j c_y elsewhere.
     The sum of the other classes' probabilities keeps the digits that 1 - pi_y loses at the largest logit, and -log(pi_y) is that
-    logit's lead plus log1p of a sum. Auto through this value is as good. Keras clips pi instead, and so has no gradient where a
+    logit's lead plus log1p of a sum. Auto through this value is as good for few classes, and loses up to three times their number in
+    units of rounding at the largest logit. Keras clips pi instead, and so has no gradient where a
     class is as good as excluded: at the logits [-20, 0] and class 0 it is [0, 0] instead of [-1, 1].
 
     Domain: finite logits, or -inf for a class that is excluded; weights >= 0. A class out of range gives NaN.
     Shapes: p [batch, ..., classes]; y integers [batch, ...], or weights [batch, ..., classes]. Axes between are averaged over.
+    Accuracy: within 8 ulp up to gamma = 5; beyond, a power loses about gamma ulp (gamma = 20: gradient and value 18, near equal logits).
 
     Args:
         gamma: how much less they count, an exponent >= 0; 0 is cross-entropy.

@@ -31,7 +31,8 @@ class DistillationKL(Loss):
     gradient is 1% off where logits around 1 differ by 1e-5, 10% at 1e-6, and its value is as often negative as not. The gain is the
     stable formula: auto through this value agrees, but for up to 1e2 units of rounding at classes that happen to agree far out.
 
-    Domain: all finite y and p; a value below 1e-35 loses digits to the subnormal terms that TensorFlow flushes to 0.
+    Domain: all finite y and p; a value below 1e-35, or 1e-37 T^2 if that is more, loses digits to the subnormal terms that TensorFlow
+    flushes to 0, and so do differences of logits below 1e-37 T.
     Shapes: teacher's logits y [batch, ..., classes], student's p the same. Axes between are averaged over.
 
     Args:

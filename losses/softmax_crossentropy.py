@@ -21,7 +21,8 @@ class SoftmaxCrossentropy(Loss):
     stays accurate where the usual pi_y - 1 of the fused kernel does not: it is exactly 0 from a lead of 17 on in float32.
     Auto through this value keeps it too, and loses up to the number of classes in units of rounding at the largest logit.
 
-    Domain: finite logits, or -inf for a class that is excluded; weights >= 0. A class out of range gives NaN.
+    Domain: finite logits, or -inf for a class that is excluded; weights >= 0. A class out of range gives NaN. Where softmax(p) comes
+    near weights that are nearly even (a label_smoothing near 1), the gradient is a difference of them, and known to the rounding of these.
     Shapes: p [batch, ..., classes]; y integers [batch, ...], or weights [batch, ..., classes]. Axes between are averaged over.
 
     Args:

@@ -25,7 +25,7 @@ class Triplet(Loss):
         u - v = ((n - p) - v (D - E)) / D, and the same with u and E where D < E
     Auto through this value has the first two of these; its u - v cancels in the entries of the anchor.
 
-    Domain: any embeddings. Shapes: p [batch, 3, d] anchor, positive, negative; no y.
+    Domain: any embeddings; entries that differ by less than 1e-38 count as equal. Shapes: p [batch, 3, d] anchor, positive, negative; no y.
 
     Args:
         margin: by how much nearer, in units of the embeddings; > 0.
