@@ -51,6 +51,35 @@ def test_soft_dtw_of_huge_and_tiny_series():
     np.testing.assert_allclose(gradient, [[[2 * 4 / 3 * 1e-30], [2 * 4 / 3 * 3e-30]]], rtol=1e-5)
 
 
+def usual_soft_dtw_gradient(p, y, gamma):
+    """Of two series [time], by weights taken from e^((R_next - R - c) / gamma) once more, in the dtype of p."""
+    costs = np.pad((p[:, None] - y) ** 2, [(1, 1), (1, 1)]).astype(p.dtype)
+    r = np.full_like(costs, np.inf)
+    r[0, 0] = 0
+    end = len(p), len(y)
+    cells = list(itertools.product(range(1, end[0] + 1), range(1, end[1] + 1)))
+    for i, j in cells:
+        before = np.array([r[i, j - 1], r[i - 1, j - 1], r[i - 1, j]])
+        r[i, j] = costs[i, j] + before.min() - gamma * np.log(np.exp((before.min() - before) / gamma).sum())
+    visits = np.zeros_like(costs)
+    visits[end] = 1
+    for i, j in reversed(cells[:-1]):
+        after = [cell for cell in ((i, j + 1), (i + 1, j + 1), (i + 1, j)) if np.isfinite(r[cell])]
+        visits[i, j] = sum(np.exp((r[cell] - r[i, j] - costs[cell]) / gamma) * visits[cell] for cell in after)
+    return 2 * (visits[1:-1, 1:-1] * (p[:, None] - y)).sum(axis=1)
+
+
+def test_usual_soft_dtw_gradient_loses_three_digits():
+    """Its weights are the exponentials of differences of numbers as large as the whole cost."""
+    gamma = np.float32(0.1)
+    p, y = np.random.default_rng(0).normal(size=(2, 96)).cumsum(axis=1).astype(np.float32)
+    exact = usual_soft_dtw_gradient(p.astype(float), y.astype(float), float(gamma))
+    assert np.linalg.norm(usual_soft_dtw_gradient(p, y, gamma) - exact) > 1e-3 * np.linalg.norm(exact)
+    loss = losses.find("soft_dtw")(gamma=float(gamma))
+    gradient = evaluate(loss, "analytic", y[None, :, None], tf.constant(p[None, :, None]))[1][0, :, 0]
+    np.testing.assert_allclose(gradient, exact, atol=1e-5 * np.linalg.norm(exact))
+
+
 def ctc_by_paths(labels, num_frames, p):
     """The value, and its gradient by central differences."""
 
