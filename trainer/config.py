@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -19,11 +19,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer import trust
+from trainer import secrets, trust
 from trainer.errors import ConfigError
 from trainer.validation import CommandLine, cause, suggestion, validate
+from trainer.yaml_files import YamlFiles
 
-_MAX_BYTES = 1_000_000  # of a configuration file; parsing YAML takes seconds a megabyte
 _MAX_CHARACTERS = 10_000  # of an override
 
 
@@ -131,6 +131,7 @@ def _hydra(dirs: Sequence[Path]) -> Iterator[Any]:
     from hydra.core.global_hydra import GlobalHydra
 
     Plugins.instance().register(_ShippedFiles)
+    SourcesRegistry.instance().types["file"] = YamlFiles
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Hydra's, about its own past and future
         with initialize_config_dir(str(dirs[0]), job_name="gradtrain", version_base="1.3"):
@@ -140,7 +141,6 @@ def _hydra(dirs: Sequence[Path]) -> Iterator[Any]:
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
     dirs = config_dirs(config_dir)
     available = groups(dirs)
-    _check_sizes(dirs[:-1], available)
     with _hydra(dirs) as loader:
         parser = OverridesParser.create(loader)
         files: list[str] = []  # overrides that decide which files are read, and Hydra's own
@@ -180,8 +180,11 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
 
 
 def _validated(composed: _Composed, complete: bool = True) -> DictConfig:
-    config = OmegaConf.masked_copy(composed.whole, [str(key) for key in composed.whole if key != "hydra"])
-    return validate(config, composed.listed, composed.choices, composed.command, complete)
+    return validate(_without_hydra(composed.whole), composed.listed, composed.choices, composed.command, complete)
+
+
+def _without_hydra(whole: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
 
 
 def _read(overrides: list[str]) -> DictConfig:
@@ -194,6 +197,8 @@ def _blaming(what: str) -> Iterator[None]:
     """Whatever Hydra, OmegaConf or YAML trip over in files and overrides is the configuration's fault."""
     try:
         yield
+    except ConfigError:
+        raise
     except Exception as error:
         reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(error).__name__]
@@ -288,30 +293,17 @@ def _directory(composed: _Composed, kind: str) -> Path:
     path = Path(str(text))
     if ".." in path.parts:
         raise ConfigError(f"{key}={text} is refused: it has a component ..; type the path without it")
-    names = re.findall(r"oc\.env:\s*(\w+)", OmegaConf.to_yaml(whole))
-    secrets = [os.environ.get(name) for name in names if is_secret(name)]
-    if any(secret and secret in str(text) for secret in secrets):
+    if any(secret in str(text) for secret in secrets.values(whole, key)):
         raise ConfigError(f"{key} is refused: the directory's name would show the value of a secret; type another")
-    return path.expanduser()
-
-
-def is_secret(name: str) -> bool:
-    """Whether a key or an environment variable of this name holds what no file and no directory's name may show."""
-    return any(word in name.lower() for word in ("password", "token", "secret", "api_key"))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no such user
+        raise ConfigError(f"{key}={text}: there is no home directory of {path.parts[0]}; type {key}=DIRECTORY") from error
 
 
 def _choices(folder: Path) -> list[str]:
     files = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml")]
     return [path.as_posix() for path in files if not path.name.startswith("_")]
-
-
-def _check_sizes(dirs: Sequence[Path], available: dict[str, list[str]]) -> None:
-    for folder in dirs:
-        for path in [*folder.glob("*.yaml"), *(file for group in available for file in (folder / group).rglob("*.yaml"))]:
-            if path.stat().st_size > _MAX_BYTES:
-                raise ConfigError(
-                    f"{path} has {path.stat().st_size} bytes: a configuration file may have {_MAX_BYTES}; keep data in a file of its own"
-                )
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:

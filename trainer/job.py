@@ -1,11 +1,10 @@
 """One run, from start to end, around the training itself: its directory, its status, whether it may go on. Imports no TensorFlow."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from trainer import rundir, schema
+from trainer import rundir, schema, secrets
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError, describe
 from trainer.imports import lean
@@ -25,11 +24,14 @@ def run(job: Job) -> int:
         return _replay(job)
     resume, path = job.config.resume, job.run_dir
     if resume not in ("auto", "never", "must"):
+        if not resume.strip() or "\0" in resume:
+            raise ConfigError(f"resume={resume!r}: must be auto, never, must, or the path of a run directory; type resume=auto")
         path, resume = Path(resume), "must"
-    if resume == "must" and not path.is_dir():
+    if resume == "must" and not os.path.isdir(path):  # noqa: PTH112  # False also of a name that no file system takes
         raise CheckpointError(f"resume={job.config.resume}: there is no run in {path}; type resume=auto, never, must, or the path of a run")
     with Signals() as signals:
         run = rundir.claim(path)
+        run.hidden = secrets.values(job.config)
         try:
             config = rundir.stored_config(job.config)
             if _is_done(run, config, resume):
@@ -42,6 +44,7 @@ def run(job: Job) -> int:
             try:
                 exit_code, cause = _train(job, run, resume, signals)
             except UserError as error:
+                error.args = (secrets.hide(str(error), run.hidden),)
                 _last_words(run, str(error), error.exit_code)
                 raise
             except BaseException as error:
@@ -97,13 +100,13 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
     logged = metrics.exists() and metrics.stat().st_size > 0
     if not logged and not _has_checkpoints(run):  # it ended before its first step: nothing to go on with
         return False
-    before = stored.read_text(encoding="utf-8")
+    before = stored.read_text(encoding="utf-8", errors="replace")
     if differing := rundir.differing_keys(before, config):
         raise ConfigError(
             f"{run.path} holds a run of another configuration ({'; '.join(differing)}): type those values, or another hydra.run.dir"
         )
-    status = run.read("status.json") or {}
-    length = [OmegaConf.select(OmegaConf.create(text), "trainer", default={}) for text in (before, config)]
+    status = run.read("status.json") or {}  # one that is damaged says nothing, and the checkpoints tell
+    length = [rundir.parsed(text).get("trainer") or {} for text in (before, config)]
     same_length = all(length[0].get(key) == length[1].get(key) for key in ("steps", "epochs"))
     return status.get("state") == "done" and same_length
 

@@ -8,17 +8,19 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from trainer import __version__
-from trainer.config import is_secret
-from trainer.errors import ConfigError
+from trainer import __version__, secrets
+from trainer.errors import CheckpointError, ConfigError
 
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
@@ -34,6 +36,7 @@ class RunDir:
 
     path: Path
     lock: int  # file descriptor; closing it, or the process's end however it comes, releases the lock
+    hidden: set[str] = dataclasses.field(default_factory=set)  # secrets, which no file that is written here may show
     claimed: float = dataclasses.field(default_factory=time.monotonic)  # when this process took it, in seconds
 
     def release(self) -> None:
@@ -44,16 +47,21 @@ class RunDir:
         return self.path / name
 
     def read(self, name: str) -> Any:
-        """The content of a JSON file, or None where there is none."""
-        path = self.file(name)
-        return json.loads(path.read_text()) if path.exists() else None
+        """The content of a JSON file, or None where there is none, or a damaged one."""
+        try:
+            return json.loads(self.file(name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""
-        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        self._replace(name, json.dumps(secrets.hide(content, self.hidden), indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole or not at all; ConfigError where the disk is full, or the directory can't be written."""
+        self._replace(name, secrets.hide(text, self.hidden))
+
+    def _replace(self, name: str, text: str) -> None:
         temporary = self.file(f".{name}.tmp")
         try:
             temporary.write_text(text, encoding="utf-8")
@@ -75,9 +83,8 @@ def claim(path: Path) -> RunDir:
     Raises:
         ConfigError: it can't be written, another process runs in it, or it holds files that are not a run's.
     """
-    ours = (path / "config.yaml").exists() or (path / ".lock").exists()
     try:
-        if path.exists() and not ours and any(path.iterdir()):
+        if path.exists() and not _is_ours(path):
             raise ConfigError(f"hydra.run.dir={path} is not empty and not a run of this program: type another, or an empty, directory")
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -91,37 +98,79 @@ def claim(path: Path) -> RunDir:
     return RunDir(path, lock)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a directory is a run's, by its content and not by names that others use too; or holds nothing yet but a lock."""
+    if all(entry.name == ".lock" or entry.name.endswith(".tmp") for entry in path.iterdir()):
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+        if isinstance(status, dict) and status.keys() >= {"state", "cause", "exit_code"}:
+            return True
+    with contextlib.suppress(OSError, ValueError):
+        keys = re.findall(r"^(\w+):", (path / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        return set(keys) >= {"model", "data", "loss", "gradient", "optimizer", "trainer", "checkpoint"}
+    return False
+
+
 def stored_config(config: DictConfig) -> str:
     """The configuration as it is kept: resolved, but environment variables stay references and literal secrets are left out."""
-    container = OmegaConf.create(_storable(OmegaConf.to_container(config, resolve=False)))
-    return OmegaConf.to_yaml(container, resolve=True)
+    with secrets.environment(secrets.reference):
+        return OmegaConf.to_yaml(OmegaConf.create(_storable(config, "")))
 
 
-def _storable(node: Any, key: str = "") -> Any:
-    if isinstance(node, dict):
-        return {name: _storable(value, str(name)) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_storable(value, key) for value in node]
-    if isinstance(node, str) and "${oc.env:" in node:
-        return node.replace("${oc.env:", "\\${oc.env:")  # escaped: resolves to the reference itself, also through other keys
-    return "***" if node is not None and is_secret(key) else node
+def _storable(node: DictConfig | ListConfig, key: str) -> Any:
+    if OmegaConf.is_list(node):
+        return [_stored_value(node, index, key) for index in range(len(node))]
+    return {name: _stored_value(node, name, secrets.inner(key, str(name))) for name in node}
+
+
+def _stored_value(node: Any, name: Any, key: str) -> Any:
+    if OmegaConf.is_missing(node, name):
+        return "???"
+    try:
+        value = node[name]
+    except OmegaConfBaseException:  # a reference into the environment where a number must be, or what only the run's end will tell
+        raw: Any = OmegaConf.to_container(node, resolve=False)
+        value = raw[name]
+    if OmegaConf.is_config(value):
+        return None if value._is_none() else _storable(value, key)
+    return "***" if secrets.is_hidden(key, value) and "${oc.env:" not in str(value) else value
 
 
 def differing_keys(stored: str, current: str) -> list[str]:
     """Keys, with both values, in which two stored configurations differ and that a continued run may not change."""
-    before, now = _flat(OmegaConf.to_container(OmegaConf.create(stored))), _flat(OmegaConf.to_container(OmegaConf.create(current)))
+    before, now = _flat(parsed(stored)), _flat(parsed(current))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not _may_change(key)]
 
 
 def fingerprint(stored: str) -> str:
     """The SHA-256 of what a continued run may not change of a stored configuration."""
-    flat = _flat(OmegaConf.to_container(OmegaConf.create(stored)))
+    flat = _flat(parsed(stored))
     return hashlib.sha256(json.dumps({key: flat[key] for key in sorted(flat) if not _may_change(key)}).encode()).hexdigest()
 
 
 def _may_change(key: str) -> bool:
     return any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """A stored configuration as nested dicts; references stay text, and nothing in it is built or called.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        container = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise _damaged(str(error).partition("\n")[0]) from error
+    if not isinstance(container, dict):
+        raise _damaged("it holds no keys")
+    return {str(key): value for key, value in container.items()}
+
+
+def _damaged(why: str) -> CheckpointError:
+    return CheckpointError(f"config.yaml of the run is damaged ({why}): bring it back, or type another hydra.run.dir")
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -133,8 +182,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:
     """Writes config.yaml and overrides.txt, without secrets."""
     run.write_text("config.yaml", config)
-    lines = [f"{key}=***" if is_secret(key) else override for override in overrides for key in [override.partition("=")[0]]]
-    run.write_text("overrides.txt", "".join(f"{line}\n" for line in lines))
+    run.write_text("overrides.txt", "".join(f"{secrets.masked(override)}\n" for override in overrides))
 
 
 def stored_overrides(path: Path) -> list[str]:

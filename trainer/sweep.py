@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 
-from trainer import config
+from trainer import config, secrets
 from trainer.config import Job
 from trainer.errors import ConfigError, UserError, describe, report
 from trainer.progress import say
@@ -122,7 +122,7 @@ def _check_swept(parsed: Sequence[Override]) -> None:
 
 def _name(overrides: Sequence[str], number: int) -> str:
     """A directory's name out of what was typed: `loss-stable_mse_seed-1`. No `=`, which Hydra's grammar would trip on."""
-    text = "_".join(f"{key}-{number if config.is_secret(key) else value}" for key, value in _settings(overrides).items()) or "default"
+    text = "_".join(f"{key}-{number if value == '***' else value}" for key, value in _settings(overrides).items()) or "default"
     name = re.sub(r"[^A-Za-z0-9.,_+-]+", "-", text)
     if name != text or len(name) > _MAX_NAME:
         name = f"{name[:_MAX_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -132,12 +132,12 @@ def _name(overrides: Sequence[str], number: int) -> str:
 def _labels(jobs: Sequence[Job]) -> list[str]:
     """What tells the jobs apart."""
     settings = [_settings(job.overrides) for job in jobs]
-    swept = [key for key in settings[0] if len({job.get(key) for job in settings}) > 1]
+    swept = [key for key in settings[0] if len({job.get(key) for job in settings}) > 1 or (len(jobs) > 1 and settings[0][key] == "***")]
     return [" ".join(f"{key}={job[key]}" for key in swept) or "one job" for job in settings]
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:
-    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    pairs = (secrets.masked(override.lstrip("+")).partition("=") for override in overrides)
     return {key: value for key, _, value in pairs if key != "trust" and not key.startswith(("hydra.", "hydra/"))}
 
 

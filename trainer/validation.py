@@ -59,6 +59,7 @@ def validate(
         ConfigError: it names the key, its value, what it must be, and what to type instead.
     """
     raw: Any = OmegaConf.to_container(composed, resolve=False)
+    _check_names_of_keys(raw, "")
     if raw.get("trust"):
         raise ConfigError("trust is set in a configuration file; it counts on the command line alone: type trust=[my_package]")
     trust.check_names(raw, command.trust)
@@ -72,6 +73,7 @@ def validate(
     typed = {"data": _known(schema.Data)}  # the schema's keys are checked already
     for group in trust.KINDS:
         if not trust.is_own(resolved[group].get("_target_"), command.trust):
+            _check_flat(resolved[group], f"{group}={choices.get(group, group)}", group)
             _check_like(resolved[group], {key: value for key, value in listed[group].items() if key not in typed.get(group, ())}, group)
     for key, value in _leaves(resolved):
         _check_value(key, value, complete)
@@ -234,19 +236,31 @@ def _refused(key: str, value: Any, field: dataclasses.Field) -> ConfigError:
     return ConfigError(f"{key}={_shown(value)}: must be {wanted}; type for example {key}={_shown(example)}")
 
 
+def _check_names_of_keys(node: Any, path: str) -> None:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}{key}, set in a configuration file: keys are text; write it in quotes: '{key}'")
+        _check_names_of_keys(value, f"{path}{key}.")
+
+
+def _check_flat(values: Mapping[str, Any], owner: str, path: str) -> None:
+    """Refuses sections among the arguments of what is shipped: it takes none, and Keras would build what they name."""
+    for key, value in _leaves(values, sections=True):
+        if isinstance(value, dict):
+            raise ConfigError(
+                f"{path}.{key}={_shown(value)} is refused: {owner} takes numbers, text and lists; type a value that is no section"
+            )
+
+
 def _check_like(values: Mapping[str, Any], listed: Mapping[str, Any], path: str) -> None:
     """Compares the keys of an open group with the values that its file lists: a number stays a number, a list a list."""
     for key, default in listed.items():
         value, where = values.get(key), f"{path}.{key}"
         if default is None or (isinstance(default, str) and (default == "???" or "${" in default)):
             continue
-        if isinstance(default, dict):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{where}={_shown(value)}: must be a section, such as {where}={_shown(default)}")
-            _check_like(value, default, where)
-        elif _family(value) != _family(default):
+        if _family(value) != _family(default):
             raise ConfigError(f"{where}={_shown(value)}: must be {_family(default)}, such as {where}={_shown(default)}")
-        elif isinstance(default, list) and default and isinstance(value, list):
+        if isinstance(default, list) and default and isinstance(value, list):
             wrong = [item for item in value if _family(item) != _family(default[0])]
             if wrong:
                 raise ConfigError(f"{where}={_shown(value)}: every item must be {_family(default[0])}, such as {where}={_shown(default)}")
@@ -270,13 +284,13 @@ def _check_value(key: str, value: Any, complete: bool) -> None:
         raise ConfigError(f"{key}={value!r}: holds the character NUL")
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any, path: str = "", sections: bool = False) -> Iterator[tuple[str, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
-    if items is None:
+    if items is None or (sections and path and isinstance(node, dict)):
         yield path, node
         return
     for key, value in items:
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+        yield from _leaves(value, f"{path}.{key}" if path else str(key), sections)
 
 
 def _check_learning_rate(optimizer: Mapping[str, Any]) -> None:
