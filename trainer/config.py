@@ -169,7 +169,7 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
     typed: dict[str, Any] = {}
     for override in keys:
         key, value = override.key_or_group, override.value()
-        with _blaming(str(override.input_line)):
+        with _blaming(str(override.input_line), "; mend what stands within ${...}, or type \\${ for the characters themselves"):
             # With or without +: which keys there are is told by the schema and the chosen files, in validation.
             OmegaConf.update(whole, key, value, merge=True, force_add=True)
         typed |= {key: value, **_flat(key, value)}
@@ -193,7 +193,7 @@ def _read(overrides: list[str]) -> DictConfig:
 
 
 @contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
+def _blaming(what: str, advice: str = "") -> Iterator[None]:
     """Whatever Hydra, OmegaConf or YAML trip over in files and overrides is the configuration's fault."""
     try:
         yield
@@ -202,7 +202,8 @@ def _blaming(what: str) -> Iterator[None]:
     except Exception as error:
         reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(error).__name__]
-        raise ConfigError(f"{what}: {' '.join(lines[:4])}") from error
+        said = " ".join(line for line in lines[:4] if not line.startswith(("full_key:", "object_type=")))
+        raise ConfigError(f"{what}: {said}{advice}") from error
 
 
 def _parse_one(text: str, parser: OverridesParser) -> Override:
@@ -220,7 +221,8 @@ def _parse_one(text: str, parser: OverridesParser) -> Override:
             hint = "close the bracket, or " if value[:1] in "[{(" and value[-1:] not in ")}]" else ""
             shell = "'" + quoted.replace("'", "'\\''") + "'"
             raise ConfigError(f"{text}: can't be read; {hint}quote the value, against the shell too: {shell}") from error
-        raise ConfigError(f"{text}: can't be read; keys are names joined by dots, as in trainer.steps=100") from error
+        plain = re.sub(r"[^\w./]+", "", key.partition("[")[0], flags=re.ASCII).strip("./")
+        raise ConfigError(f"{text}: can't be read; keys are names joined by dots: type {plain or 'trainer.steps'}=VALUE") from error
 
 
 def _quoted(value: str) -> str:

@@ -1,5 +1,6 @@
 """What can go wrong for a user, each with the exit status that the command ends with."""
 
+import re
 import sys
 import sysconfig
 import traceback
@@ -50,7 +51,10 @@ def report(error: BaseException) -> int:
         where = _own_code(error)
         advice = f"it comes from {where}: mend it there" if where else "nobody foresaw this: the lines above show where, please report them"
         line, exit_code = f"{describe(error)}; {advice}", 1
-    print(f"error: {'; '.join(part.strip() for part in line.splitlines() if part.strip())}", file=sys.stderr, flush=True)
+    line = "; ".join(part.strip() for part in line.splitlines() if part.strip())
+    line = re.sub(r"(\S{60})\S{200,}(\S{20})", r"\1 ... \2", line)  # nobody reads more of one value
+    # What was typed, or read from a file of others, stands in the message: a terminal must not act on it.
+    print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr, flush=True)
     return exit_code
 
 

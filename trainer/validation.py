@@ -83,7 +83,7 @@ def validate(
 
 def suggestion(word: str, words: Sequence[str]) -> str:
     """`; did you mean ...?`, or what there is where nothing is close."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6) or difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; there is {', '.join(words)}" if words else ""
 
 
@@ -177,11 +177,11 @@ def _merge(section: type, values: dict[str, Any], path: str) -> DictConfig:
             raise ConfigError(f"{path or 'the configuration'}: {str(error.msg or error).splitlines()[0]}") from error
         value: Any = values
         field_type: Any = section
-        for part in error.full_key.split("."):
+        for part in error.full_key.partition("[")[0].split("."):  # of a list's item, the list
             value = value[part] if isinstance(value, dict) else value
             field = next(field for field in dataclasses.fields(field_type) if field.name == part)
             field_type = field.type
-        raise _refused(f"{path}{error.full_key}", value, field) from error
+        raise _refused(f"{path}{error.full_key.partition('[')[0]}", value, field) from error
     assert isinstance(merged, DictConfig)
     return merged
 
