@@ -24,6 +24,7 @@ from trainer.data.stream import prepare_streamed
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner, LossScale
 from trainer.progress import say
+from trainer.validation import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,5 +313,20 @@ def _call(found: Callable[..., Any], arguments: dict[str, Any], what: str) -> An
         return found(**arguments)
     except LossError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what}: {error}") from error
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ConfigError(_with_example(str(error), found, arguments, what)) from error
+
+
+def _with_example(message: str, found: Callable[..., Any], arguments: dict[str, Any], what: str) -> str:
+    """What a class or builder says of one of its arguments, with the key, the value, and one to type instead."""
+    group = what.partition("=")[0]
+    if required := re.fullmatch(r"loss \w+: (\w+) must be (.*); found .*", message, re.DOTALL):
+        name, limit = required.groups()
+        message = f"{group}.{name}={shown(arguments.get(name))}: must be {limit}"
+    elif not message.startswith(f"{group}."):
+        return f"{what}: {message}"
+    key = re.match(rf"{group}\.(\w+)", message)
+    parameter = inspect.signature(found).parameters.get(key[1]) if key else None
+    if key is None or parameter is None or parameter.default is inspect.Parameter.empty or re.search(r"\btype(d as)? ", message):
+        return message
+    return f"{message}; type for example {group}.{key[1]}={shown(parameter.default)}"

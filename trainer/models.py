@@ -120,14 +120,16 @@ def dropped(x: keras.KerasTensor, rate: float, name: str) -> keras.KerasTensor:
 
 def check_sizes(key: str, sizes: Any) -> None:
     if not isinstance(sizes, Sequence) or not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise ConfigError(f"model.{key}={sizes} must be whole numbers >= 1; lists are typed as model.hidden=[64,32]")
+        raise ConfigError(f"model.{key}={sizes} must be whole numbers >= 1, a list typed as model.hidden=[64,32]")
 
 
 def check_activation(activation: str) -> None:
     try:
         keras.activations.get(activation)
     except ValueError as error:
-        raise ConfigError(f"model.activation={activation} is no Keras activation; such are relu, gelu, silu, tanh, sigmoid") from error
+        raise ConfigError(
+            f"model.activation={activation} is no Keras activation; type for example relu, gelu, silu, tanh or sigmoid"
+        ) from error
 
 
 def check_dropout(rate: float) -> None:

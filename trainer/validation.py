@@ -75,8 +75,11 @@ def validate(
         if not trust.is_own(resolved[group].get("_target_"), command.trust):
             _check_flat(resolved[group], f"{group}={choices.get(group, group)}", group)
             _check_like(resolved[group], {key: value for key, value in listed[group].items() if key not in typed.get(group, ())}, group)
+    examples = dict(_leaves(dataclasses.asdict(schema.Config()) | {"data": dataclasses.asdict(schema.Data())}))
+    for group in trust.KINDS:
+        examples |= dict(_leaves(listed[group], group))
     for key, value in _leaves(resolved):
-        _check_value(key, value, complete)
+        _check_value(key, value, examples.get(key), complete)
     _check_learning_rate(resolved["optimizer"])
     return config
 
@@ -94,7 +97,7 @@ def _check_keys(raw: dict[str, Any], listed: Mapping[str, Mapping[str, Any]], ch
         if not isinstance(raw.get(group), dict) or not raw[group]:
             raise ConfigError(f"{group} is empty: type {group}=CHOICE")
     for key in sorted(_DOUBLED.keys() & raw["optimizer"].keys()):
-        raise ConfigError(f"optimizer.{key}={_shown(raw['optimizer'][key])} is refused: {_DOUBLED[key]}")
+        raise ConfigError(f"optimizer.{key}={shown(raw['optimizer'][key])} is refused: {_DOUBLED[key]}")
     for key in _unknown(raw, known, ""):
         group, _, rest = key.partition(".")
         own = group in trust.KINDS and trust.is_own(raw[group].get("_target_"), command.trust)
@@ -119,7 +122,7 @@ def _unknown(node: Mapping[str, Any], known: Mapping[str, Any], path: str) -> It
             if not isinstance(value, dict):
                 where = f"{path}{key}"
                 raise ConfigError(
-                    f"{where}={_shown(value)}: {where} is a section: type {where}.KEY=VALUE with KEY one of {', '.join(known[key])}"
+                    f"{where}={shown(value)}: {where} is a section: type {where}.KEY=VALUE with KEY one of {', '.join(known[key])}"
                 )
             yield from _unknown(value, known[key], f"{path}{key}.")
 
@@ -224,16 +227,16 @@ def _refused(key: str, value: Any, field: dataclasses.Field) -> ConfigError:
     if bounds:
         wanted += " " + " and ".join(bounds)
     if "choices" in limits:
-        wanted = f"one of {', '.join(map(_shown, limits['choices']))}"
+        wanted = f"one of {', '.join(map(shown, limits['choices']))}"
     if type(None) in options:
         wanted += ", or null"
-    close = difflib.get_close_matches(str(value), [_shown(choice) for choice in limits.get("choices", ())], n=1)
+    close = difflib.get_close_matches(str(value), [shown(choice) for choice in limits.get("choices", ())], n=1)
     if close:
-        return ConfigError(f"{key}={_shown(value)}: must be {wanted}; did you mean {key}={close[0]}?")
+        return ConfigError(f"{key}={shown(value)}: must be {wanted}; did you mean {key}={close[0]}?")
     example = field.default
     if example is None and limits.keys() & {"minimum", "above"}:  # any value within the limits
         example = limits["minimum"] if "minimum" in limits else (limits["above"] + limits.get("below", 2.0)) / 2
-    return ConfigError(f"{key}={_shown(value)}: must be {wanted}; type for example {key}={_shown(example)}")
+    return ConfigError(f"{key}={shown(value)}: must be {wanted}; type for example {key}={shown(example)}")
 
 
 def _check_names_of_keys(node: Any, path: str) -> None:
@@ -248,7 +251,7 @@ def _check_flat(values: Mapping[str, Any], owner: str, path: str) -> None:
     for key, value in _leaves(values, sections=True):
         if isinstance(value, dict):
             raise ConfigError(
-                f"{path}.{key}={_shown(value)} is refused: {owner} takes numbers, text and lists; type a value that is no section"
+                f"{path}.{key}={shown(value)} is refused: {owner} takes numbers, text and lists; type a value that is no section"
             )
 
 
@@ -259,11 +262,11 @@ def _check_like(values: Mapping[str, Any], listed: Mapping[str, Any], path: str)
         if default is None or (isinstance(default, str) and (default == "???" or "${" in default)):
             continue
         if _family(value) != _family(default):
-            raise ConfigError(f"{where}={_shown(value)}: must be {_family(default)}, such as {where}={_shown(default)}")
+            raise ConfigError(f"{where}={shown(value)}: must be {_family(default)}, such as {where}={shown(default)}")
         if isinstance(default, list) and default and isinstance(value, list):
             wrong = [item for item in value if _family(item) != _family(default[0])]
             if wrong:
-                raise ConfigError(f"{where}={_shown(value)}: every item must be {_family(default[0])}, such as {where}={_shown(default)}")
+                raise ConfigError(f"{where}={shown(value)}: every item must be {_family(default[0])}, such as {where}={shown(default)}")
 
 
 def _family(value: Any) -> str:
@@ -273,15 +276,16 @@ def _family(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _check_value(key: str, value: Any, complete: bool) -> None:
+def _check_value(key: str, value: Any, example: Any, complete: bool) -> None:
+    instead = f"; type for example {key}={shown(example)}" if example not in (None, "???", value) else f"; type another value, {key}=..."
     if value == "???" and complete:
         raise ConfigError(f"{key} is required and has no default: type {key}=...")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}={value}: must be a finite number")
+        raise ConfigError(f"{key}={value}: must be a finite number{instead}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ConfigError(f"{key}={value}: must be a whole number of at most 64 bits")
+        raise ConfigError(f"{key}={value}: must be a whole number of at most 64 bits{instead}")
     if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{key}={value!r}: holds the character NUL")
+        raise ConfigError(f"{key}={value!r}: holds the character NUL; type it without")
 
 
 def _leaves(node: Any, path: str = "", sections: bool = False) -> Iterator[tuple[str, Any]]:
@@ -296,13 +300,13 @@ def _leaves(node: Any, path: str = "", sections: bool = False) -> Iterator[tuple
 def _check_learning_rate(optimizer: Mapping[str, Any]) -> None:
     value = optimizer.get("learning_rate")
     if "learning_rate" in optimizer and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise ConfigError(f"optimizer.learning_rate={_shown(value)}: must be a number > 0; type for example optimizer.learning_rate=0.001")
+        raise ConfigError(f"optimizer.learning_rate={shown(value)}: must be a number > 0; type for example optimizer.learning_rate=0.001")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it would be typed."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_shown, value)) + "]"
+        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(shown, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

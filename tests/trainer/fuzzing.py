@@ -28,6 +28,7 @@ from unittest import mock
 from omegaconf import OmegaConf
 
 from trainer import cli, config, job, schema, sweep
+from trainer.errors import UserError
 
 SECONDS = {False: 10.0, True: 120.0}  # a case may take, without and with training
 FINAL = ("done", "failed", "stopped")
@@ -83,13 +84,11 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
 
     Without `train`, a job counts as done where TensorFlow would be imported.
     """
-    output, errors, started, exit_code = io.StringIO(), io.StringIO(), time.monotonic(), None
+    output, errors, exit_code = io.StringIO(), io.StringIO(), None
     stubs = contextlib.ExitStack()
     if not train:
-        stubs.enter_context(mock.patch.object(job, "_train", lambda *_: (0, "finished")))
-        stubs.enter_context(
-            mock.patch.object(sweep, "_run_one", lambda wanted, _: sweep.Outcome(("done", "failed")[bool(job.run(wanted))]))
-        )
+        stubs.enter_context(mock.patch.object(job, "_train", return_value=(0, "finished")))
+        stubs.enter_context(mock.patch.object(sweep, "_run_one", _in_this_process))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), stubs:
         Path("data.csv").write_text(_CSV)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -98,11 +97,19 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
                     exit_code = cli.main(line)
             except BaseException:
                 return None, f"raised\n{traceback.format_exc()}"
-        problem = _problem(exit_code, errors.getvalue(), time.monotonic() - started) or _litter(Path(folder))
+        problem = _problem(exit_code, errors.getvalue()) or _litter(Path(folder))
     return exit_code, f"{problem}\n{errors.getvalue()[-3000:]}" if problem else ""
 
 
-def _problem(exit_code: int, errors: str, seconds: float) -> str:
+def _in_this_process(wanted: config.Job, _: Any) -> sweep.Outcome:
+    try:
+        job.run(wanted)
+    except UserError as error:
+        return sweep.Outcome("failed", str(error))
+    return sweep.Outcome("done")
+
+
+def _problem(exit_code: int, errors: str) -> str:
     last = errors.rstrip("\n").rpartition("\n")[2]
     if "Traceback" in errors:
         return "a traceback"
@@ -155,8 +162,8 @@ def _file(group: str, choice: str) -> dict[str, Any]:
 
 
 _DEFAULTS = dict(config.load([]).choices)
-_TOP = {key: value for key, value in config._flat("", OmegaConf.to_container(config.load([]).config, resolve=False)).items()}
-_TOP = {key.lstrip("."): value for key, value in _TOP.items()}
+_WHOLE: Any = OmegaConf.to_container(config.load([]).config, resolve=False)
+_TOP = {key.lstrip("."): value for key, value in config._flat("", _WHOLE).items()}
 
 
 def _limited(section: type, path: str) -> Iterator[tuple[str, tuple]]:
@@ -402,7 +409,7 @@ class Counts:
     ran: int = 0
     refused: int = 0
     failures: list[str] = dataclasses.field(default_factory=list)
-    slowest: float = 0.0  # seconds
+    slowest: tuple[float, int] = (0.0, 0)  # seconds, seed
 
 
 def hunt(seed: int, count: int, train: bool) -> Counts:
@@ -411,7 +418,7 @@ def hunt(seed: int, count: int, train: bool) -> Counts:
     for number in range(seed, seed + count):
         line, started = draw(number, train), time.monotonic()
         exit_code, problem = attempt(line, train)
-        counts.slowest = max(counts.slowest, time.monotonic() - started)
+        counts.slowest = max(counts.slowest, (time.monotonic() - started, number))
         counts.ran += exit_code == 0
         counts.refused += exit_code not in (0, None)
         if problem:
@@ -431,7 +438,8 @@ def main() -> int:
     imported = not options.train and any(name in sys.modules for name in ("tensorflow", "keras"))
     print(
         f"seeds {options.seed} to {options.seed + options.count - 1}: {counts.ran} ran, {counts.refused} refused, "
-        f"{len(counts.failures)} failures, the slowest took {counts.slowest:.1f} s" + ("; TensorFlow was imported" if imported else "")
+        f"{len(counts.failures)} failures, the slowest, {counts.slowest[1]}, took {counts.slowest[0]:.1f} s"
+        + ("; TensorFlow was imported" if imported else "")
     )
     return int(bool(counts.failures) or imported)
 

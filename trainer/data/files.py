@@ -262,6 +262,8 @@ def _read_npz(path: str, keys: dict[str, str]) -> dict[str, np.ndarray]:
                 if name not in archive:
                     raise ConfigError(f"{key}={name}: {path} has no such array; {_did_you_mean(name, archive.files)}")
                 array = archive[name]
+                if not isinstance(array, np.ndarray):
+                    raise DataError(f"{path}: {name!r} is no array: numpy.savez(path, x=..., y=...) writes arrays alone")
                 if array.ndim == 0:
                     raise DataError(f"{path}: array {name!r} is a single number; expected one row for each example")
                 arrays[name] = array
