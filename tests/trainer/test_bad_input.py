@@ -266,7 +266,7 @@ def run(tmp_path):
             "another configuration (loss._target_: os.system",
         ),
         ("resume: auto", "resume: !!python/object/apply:os.system ['touch canary']", "config.yaml of the run is damaged"),
-        ("\nseed: 0", "\nseed: ${oc.env:HOME}", "another configuration (seed: ${oc.env:HOME}"),
+        ("seed: 0\nresume", "seed: ${oc.env:HOME}\nresume", "another configuration (seed: ${oc.env:HOME}"),
         ("steps: 3", "steps: [", "config.yaml of the run is damaged"),
     ],
 )

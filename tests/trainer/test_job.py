@@ -379,7 +379,7 @@ def test_checkpoints_without_a_log_are_not_continued_by_another_job(tmp_path):
 
 @pytest.mark.fault(rows=[5])
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_at_the_end_an_error(tmp_path, capsys):
-    (tmp_path / ".lock").touch()
+    (tmp_path / "status.json").write_text('{"state": "running", "cause": null, "exit_code": null}')
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(CheckpointError, match="can't be written"):
         train(tmp_path, "checkpoint.every=20")
