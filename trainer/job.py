@@ -63,6 +63,7 @@ def _replay(job: Job) -> int:
     if not (path / "config.yaml").exists():
         raise ConfigError(f"debug=nonfinite: {path} holds no run: type hydra.run.dir=DIRECTORY of one that has diverged")
     run = rundir.claim(path)
+    run.hidden = secrets.values(job.config)
     try:
         before = run.file("config.yaml").read_text(encoding="utf-8")
         if differing := rundir.differing_keys(before, rundir.stored_config(job.config)):

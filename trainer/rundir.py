@@ -55,13 +55,10 @@ class RunDir:
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""
-        self._replace(name, json.dumps(secrets.hide(content, self.hidden), indent=2, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(secrets.hide(content, self.hidden), indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole or not at all; ConfigError where the disk is full, or the directory can't be written."""
-        self._replace(name, secrets.hide(text, self.hidden))
-
-    def _replace(self, name: str, text: str) -> None:
         temporary = self.file(f".{name}.tmp")
         try:
             temporary.write_text(text, encoding="utf-8")
@@ -101,6 +98,8 @@ def claim(path: Path) -> RunDir:
 def _is_ours(path: Path) -> bool:
     """Whether a directory is a run's, by its content and not by names that others use too; or holds nothing yet but a lock."""
     if all(entry.name == ".lock" or entry.name.endswith(".tmp") for entry in path.iterdir()):
+        return True
+    if any(path.glob("checkpoints/step-*/manifest.json")):
         return True
     with contextlib.suppress(OSError, ValueError):
         status = json.loads((path / "status.json").read_text(encoding="utf-8"))
@@ -181,8 +180,8 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:
     """Writes config.yaml and overrides.txt, without secrets."""
-    run.write_text("config.yaml", config)
-    run.write_text("overrides.txt", "".join(f"{secrets.masked(override)}\n" for override in overrides))
+    run.write_text("config.yaml", secrets.hide(config, run.hidden))
+    run.write_text("overrides.txt", secrets.hide("".join(f"{secrets.masked(override)}\n" for override in overrides), run.hidden))
 
 
 def stored_overrides(path: Path) -> list[str]:

@@ -403,7 +403,7 @@ def test_a_disk_that_takes_no_status_does_not_hide_why_the_run_failed(tmp_path, 
 
 @pytest.mark.fault(rows=[6])
 def test_a_log_that_cannot_be_opened_is_refused_before_the_first_step(tmp_path):
-    (tmp_path / ".lock").touch()
+    (tmp_path / "status.json").write_text('{"state": "running", "cause": null, "exit_code": null}')
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(ConfigError, match=r"metrics\.jsonl can't be written"):
         train(tmp_path)
