@@ -97,7 +97,9 @@ def _logical_cpus(count: int) -> list[str]:
         try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
         except RuntimeError as error:
-            raise ConfigError("strategy=cpu_sim divides the CPU before TensorFlow starts: run it in a process of its own") from error
+            raise ConfigError(
+                "strategy=cpu_sim divides the CPU before TensorFlow starts: run it in a process of its own, or type strategy=auto"
+            ) from error
     return [device.name for device in tf.config.list_logical_devices("CPU")[:count]]
 
 
@@ -198,6 +200,11 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
     if tokens and "num_tokens" not in parameters:
         raise ConfigError(f"{what} takes numbers, and the features of {on} are tokens: type model=transformer")
     typed = {name: value for name, value in _arguments(job.config.model).items() if name != "num_outputs" or value is not None}
+    width = typed.get("num_outputs", 1)
+    if "num_outputs" in parameters and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise ConfigError(
+            f"model.num_outputs={shown(width)}: must be a whole number >= 1, or null; type for example model.num_outputs=null"
+        )
     arguments = {name: value for name, value in given.items() if name in parameters} | typed
     model = _call(found, arguments, what)
     if not isinstance(model, keras.Model):

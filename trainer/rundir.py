@@ -187,7 +187,10 @@ def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:
 def stored_overrides(path: Path) -> list[str]:
     """What the run in a directory was asked for, without secrets."""
     file = path / "overrides.txt"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # there is no run, as who needs one will say
+        return []
     return [line for line in lines if not line.endswith("=***")]
 
 

@@ -115,7 +115,9 @@ def _problem(exit_code: int, errors: str) -> str:
         return "a traceback"
     if exit_code == 0:
         return "" if not errors else "done, with something on stderr"
-    if exit_code not in (2, 3, 4, 5) and "of 1 jobs done" not in errors:
+    if exit_code == 1 and re.match(r"\[\d+/\d+\] ", last):  # of a sweep, one job or more
+        return "" if " failed: " in last and re.search(_ADVICE, last) else "a job of a sweep failed without a word"
+    if exit_code not in (2, 3, 4, 5):
         return f"ended with {exit_code}"
     if not last.startswith("error: "):
         return "the last line on stderr is no error"
