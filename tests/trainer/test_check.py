@@ -56,7 +56,7 @@ def test_a_wrong_loss_of_ones_own(tmp_path, capsys, monkeypatch):
         (["loss=huber", "--seed=x"], "--seed"),
         (["loss=huber", "--seed=-1"], "--seed=-1: must be a whole number from 0 on"),
         (["loss=huber", f"--output={__file__}/in_a_file"], "in_a_file: Not a directory; type a folder"),
-        (["loss=huber", "loss.delta=-1"], "delta must be"),
+        (["loss=huber", "loss.delta=-1"], "loss.delta=-1: must be"),
     ],
 )
 def test_a_mistake_is_answered(arguments, said):

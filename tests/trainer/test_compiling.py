@@ -107,6 +107,7 @@ def test_parts_that_cannot_be(tmp_path):
         train(tmp_path / "b", "trainer.accumulate=2", "loss=infonce", "data=digit_views")
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_run_as_it_would_have_been(tmp_path, capsys):
     train(tmp_path / "measured", "trainer.compile=measure", *NORMALIZED)
     way = summary(tmp_path / "measured")["compile"]

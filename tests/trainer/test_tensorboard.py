@@ -8,6 +8,7 @@ from docs import screenshot
 from trainer import config, job
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.browser,
     pytest.mark.skipif(
         not (screenshot.CHROMIUM and screenshot.CHROMEDRIVER),

@@ -264,7 +264,11 @@ def test_wrong_is_convicted(loss, section, check, message):
     assert f"loss {loss.name}" in said
 
 
-@pytest.mark.parametrize("loss", [MSE(), RightSoftplus(), SafeRoot(), KeepsPromises(), RemembersTheSum()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize(
+    "loss",
+    [MSE(), RightSoftplus(), SafeRoot(), KeepsPromises(), pytest.param(RemembersTheSum(), marks=pytest.mark.slow)],
+    ids=lambda loss: loss.name,
+)
 def test_right_passes(loss):
     assert failures(loss) == {}
 
@@ -298,6 +302,7 @@ def test_auto_decides_where_there_is_no_other():
     assert "gradient=auto: NaN for finite inputs" in failures(ValueAlone(), "adversarial")["finite at edges, ties, zeros and saturation"]
 
 
+@pytest.mark.slow
 def test_declared_exceptions_are_said():
     coupled = excepted(losses.find("cox")(), "dy")
     assert "by declaration" in coupled["no leak between examples", "analytic"]
@@ -317,7 +322,7 @@ def test_wrong_only_far_away():
     assert failures(Far(1.0), "meaning") == {}
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 0.001, 0.01])
+@pytest.mark.parametrize("temperature", [0.01, pytest.param(0.001, marks=pytest.mark.slow), pytest.param(1e-6, marks=pytest.mark.slow)])
 def test_a_bend_that_is_narrow_beside_its_line_is_no_wrong_gradient(temperature):
     loss = losses.find("distillation_kl")(temperature=temperature)
     assert failures(loss, "meaning") == {}
