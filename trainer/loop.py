@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer.audit import TAGS
 from trainer.chunk import Chunk
 from trainer.data.feed import Feed
-from trainer.errors import DivergedError
+from trainer.errors import CheckpointError, DivergedError
 from trainer.logs import Recorder
 from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, say
@@ -175,12 +175,12 @@ def run_loop(
             step, message = state.step, _describe(plan, state.step, tags, rows[-1])
             state.step -= 0 if plan.max_skipped else 1  # the last step was not done
             state.skipped = state.rollbacks = 0  # whoever goes on from here has changed something
-            save(True)
-            known = examine(step, indices[len(rows) - 1], final, state.step)
-            raise DivergedError(f"{message}; the update was not applied and the state before it is saved. {known}")
+            unsaved = _saved_at_the_end(save)
+            known = examine(step, indices[len(rows) - 1], final, None if unsaved else state.step)
+            raise DivergedError(f"{message}; the update was not applied and the state before it is {unsaved or 'saved'}. {known}")
         if objection:
-            save(True)
-            raise DivergedError(objection)
+            unsaved = _saved_at_the_end(save)
+            raise DivergedError(f"{objection}; the state is {unsaved}" if unsaved else objection)
         if signals.received is not None:
             cause = "signal"
         elif plan.patience and state.stale >= plan.patience:
@@ -193,6 +193,15 @@ def run_loop(
                     rollback.hold()
                 save(ends)
     return Outcome(final, cause, clock.rate(), clock.shares())
+
+
+def _saved_at_the_end(save: Callable[[bool], None]) -> str:
+    """Why the state of a run that must not go on is not saved; empty if it is. A full disk is no reason to hide why the run ends."""
+    try:
+        save(True)
+    except CheckpointError as error:
+        return f"not saved ({error})"
+    return ""
 
 
 def _describe(plan: Plan, step: int, tags: list[str], row: np.ndarray) -> str:

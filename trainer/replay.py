@@ -27,10 +27,12 @@ def replay(job: Job, run: RunDir, placement: build.Placement) -> None:
     kept = run.read("divergence.json")
     if kept is None:
         raise ConfigError(f"debug=nonfinite: there is nothing to replay: {run.path} has no divergence.json, as a run has that diverged")
+    if missing := [key for key in ("step", "checkpoint", "indices", "learning_rate", "loss_scale") if key not in kept]:
+        raise ConfigError(f"debug=nonfinite: there is nothing to replay: divergence.json in {run.path} is damaged: it has no {missing[0]}")
     if kept["checkpoint"] is None:
         raise ConfigError(
-            f"debug=nonfinite: there is nothing to replay: the run in {run.path} went back and on after step {kept['step']}, of whose "
-            "state there is no checkpoint; divergence.json has what was found then"
+            f"debug=nonfinite: there is nothing to replay: of the state before step {kept['step']} of the run in {run.path} there is no "
+            "checkpoint: it was rolled back, or the disk was full; divergence.json has what was found then"
         )
     folder = run.file("checkpoints") / f"step-{kept['checkpoint']:08d}"
     if not folder.exists():

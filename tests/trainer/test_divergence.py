@@ -489,7 +489,9 @@ def test_the_replay_refuses_where_there_is_nothing_to_replay(train, tmp_path):
     assert "has gone on since step" in train("loss=nogradient", "debug=nonfinite", run_dir=tmp_path / "on")[2]
     assert "loss._target_: " in train("loss=fine", "debug=nonfinite", run_dir=tmp_path / "on")[2]
     train("loss=nogradient", "trainer.on_nonfinite=rollback", run_dir=tmp_path / "back")
-    assert "went back and on after step" in train("loss=nogradient", "debug=nonfinite", run_dir=tmp_path / "back")[2]
+    assert "there is no checkpoint: it was rolled back" in train("loss=nogradient", "debug=nonfinite", run_dir=tmp_path / "back")[2]
+    (tmp_path / "back" / "divergence.json").write_text('{"step": 3}')
+    assert "divergence.json in" in train("loss=nogradient", "debug=nonfinite", run_dir=tmp_path / "back")[2]
 
 
 @pytest.mark.fault(rows=[16])

@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainer.audit import TAGS as AUDIT_TAGS
 from trainer.data.feed import Feed
 from trainer.data.order import Order
-from trainer.errors import DivergedError
+from trainer.errors import CheckpointError, DivergedError
 from trainer.loop import Clock, Pace, Plan, State, run_loop
 from trainer.profiler import Profiler
 from trainer.signals import Signals
@@ -35,10 +35,11 @@ class Record:
         pass
 
 
-def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), received=None, **settings):
+def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), received=None, full=False, **settings):
     """Runs steps of which those in `bad` are not finite, and at those in `parted` the gradients part.
 
-    `metric(step)` is what evaluation gives; the audit objects to the steps in `objections`.
+    `metric(step)` is what evaluation gives; the audit objects to the steps in `objections`. On a `full`
+    disk nothing is saved at the end.
     """
     defaults = {
         "num_steps": 20, "steps_per_call": 6, "adapts": False, "log_every": 1,
@@ -70,6 +71,8 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
         return "the gradient is wrong" if step in objections else None
 
     def save(last):
+        if full and last:
+            raise CheckpointError("no room")
         record.saved.append((state.step, last))
 
     def examine(step, batch, scalars, saved):
@@ -143,6 +146,15 @@ def test_an_objection_ends_the_run_with_its_state_saved():
     assert state.step == 10
     assert record.steps == list(range(1, 11))
     assert record.saved == [(10, True)]
+
+
+def test_a_full_disk_does_not_hide_why_the_run_ends():
+    _, record, message = run(bad=(9,), full=True)
+    assert message.startswith("diverged: step 9 gave")
+    assert "the state before it is not saved (no room). It was too steep" in message
+    assert record.examined[0][0] == 9
+    assert record.examined[0][3] is None
+    assert run(audit_every=5, parted=(10,), objections=(10,), full=True)[2] == "the gradient is wrong; the state is not saved (no room)"
 
 
 def test_steps_that_are_logged():
