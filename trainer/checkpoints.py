@@ -142,7 +142,10 @@ def load_newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
         for damaged in problems:  # not in the way of a good one of the same step
             aside = damaged.with_name(f"{_ASIDE}{damaged.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            damaged.rename(aside)
+            try:
+                damaged.rename(aside)
+            except OSError as error:
+                raise CheckpointError(f"{damaged}, which is damaged, can't be renamed: {error.strerror}: move it away") from error
         return snapshot, list(problems.values())
     if problems:
         raise CheckpointError(
@@ -177,7 +180,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -200,13 +203,24 @@ def _checked(path: Path, file: io.BufferedReader) -> dict[str, Any]:
 def clean(folder: Path) -> None:
     """Removes what an interrupted save has left."""
     for litter in folder.glob(".step-*"):
-        shutil.rmtree(litter)
+        shutil.rmtree(litter, ignore_errors=True)
 
 
 def _steps(folder: Path, prefix: str = "") -> list[tuple[int, Path]]:
     """Newest first."""
-    matches = [(re.fullmatch(rf"{prefix}step-(\d+)", path.name), path) for path in folder.glob(f"{prefix}step-*")]
+    matches = [(re.fullmatch(rf"{prefix}step-(\d+)", path.name), path) for path in _entries(folder)]
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())  # a glob is silent, and empty, where a directory can't be read
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoints in {folder} can't be read: {error.strerror}: mend that, or type another hydra.run.dir"
+        ) from error
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -245,7 +259,11 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"which run? {_for_example(Path('outputs'))}")
     path = Path(options.run).parent if Path(options.run).name == "checkpoints" else Path(options.run)
     folder = path / "checkpoints"
-    if not folder.is_dir() and not (path / "config.yaml").is_file():
+    try:
+        is_run = folder.is_dir() or (path / "config.yaml").is_file()
+    except OSError as error:
+        raise ConfigError(f"the run in {path} can't be read: {error.strerror}: type a directory that you may read") from error
+    if not is_run:
         raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'))}")
     rows = [(step, found, problem(found)) for prefix in ("", _ASIDE) for step, found in _steps(folder, prefix)]
     rows = [row for row in rows if row[1].is_dir()]  # a run that goes on meanwhile removes its older ones

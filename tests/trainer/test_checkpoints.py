@@ -97,6 +97,20 @@ def test_damaged_ones_alone_are_an_error(tmp_path):
         checkpoints.load_newest(tmp_path)
 
 
+def test_a_folder_that_cannot_be_read_is_no_folder_without_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").touch()  # as one without permission, which the tests' user may have on all
+    with pytest.raises(CheckpointError, match="can't be read: Not a directory"):
+        checkpoints.load_newest(tmp_path / "checkpoints")
+
+
+def test_a_manifest_nested_without_end_is_damaged(tmp_path):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "manifest.json").write_text("[" * 200_000)
+    snapshot, problems = checkpoints.load_newest(tmp_path)
+    assert snapshot.step == 1
+    assert "is damaged: RecursionError" in problems[0]
+
+
 def test_litter_of_an_interrupted_save_is_removed_and_never_loaded(tmp_path):
     save(tmp_path, 1)
     litter = tmp_path / ".step-00000002.tmp"
