@@ -65,7 +65,7 @@ def _replay(job: Job) -> int:
     run = rundir.claim(path)
     run.hidden = secrets.values(job.config)
     try:
-        before = run.file("config.yaml").read_text(encoding="utf-8")
+        before = run.config()
         if differing := rundir.differing_keys(before, rundir.stored_config(job.config)):
             raise ConfigError(f"{path} holds a run of another configuration ({'; '.join(differing)}): type those values")
         placement, _ = _start(job)
@@ -101,7 +101,7 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
     logged = metrics.exists() and metrics.stat().st_size > 0
     if not logged and not _has_checkpoints(run):  # it ended before its first step: nothing to go on with
         return False
-    before = stored.read_text(encoding="utf-8", errors="replace")
+    before = run.config()
     if differing := rundir.differing_keys(before, config):
         raise ConfigError(
             f"{run.path} holds a run of another configuration ({'; '.join(differing)}): type those values, or another hydra.run.dir"

@@ -46,12 +46,22 @@ class RunDir:
     def file(self, name: str) -> Path:
         return self.path / name
 
-    def read(self, name: str) -> Any:
+    def read(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file, or None where there is none, or a damaged one."""
         try:
-            return json.loads(self.file(name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            found = json.loads(self.file(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return None
+        return found if isinstance(found, dict) else None
+
+    def config(self) -> str:
+        """config.yaml as it is stored; CheckpointError where it can't be read."""
+        try:
+            return self.file("config.yaml").read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.file('config.yaml')} can't be read: {error.strerror}: mend that, or type another hydra.run.dir"
+            ) from error
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file whole or not at all."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import platform
 import resource
 import time
@@ -244,6 +245,8 @@ def _about(job: Job) -> dict[str, Any]:
 def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int, data: Prepared) -> tuple[State, str]:
     """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
     folder = run.file("checkpoints")
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} can't be written: type another hydra.run.dir, or chmod u+rwx {folder}")
     checkpoints.clean(folder)
     snapshot, problems = checkpoints.load_newest(folder)
     for problem in problems:
@@ -251,19 +254,31 @@ def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str
     if snapshot is None:
         if resume == "must":
             raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
+        if logged := _last_line(run):
+            say(f"warning: no checkpoint in {folder}: the run begins anew, and so does metrics.jsonl, which went to step {logged['step']}")
         return State(), compiled
-    _check_about(_about(job), snapshot, run)
-    if snapshot.state["data"] != data.fingerprint():
+    try:
+        state = State(**snapshot.state["loop"])
+        fingerprint, before, length, way = (snapshot.state[key] for key in ("data", "gradient_mode", "num_steps", "compile"))
+        _check_about(_about(job), snapshot, run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {snapshot.step} in {run.path} is not of this program, or of another version of it "
+            f"({type(error).__name__}: {error}): type another hydra.run.dir"
+        ) from error
+    if state.step != snapshot.step:
+        raise CheckpointError(
+            f"the checkpoint of step {snapshot.step} in {run.path} holds the state of step {state.step}: type another hydra.run.dir"
+        )
+    if fingerprint != data.fingerprint():
         raise ConfigError(f"the data are not those that the run in {run.path} has seen: type another hydra.run.dir, or bring them back")
     learner.restore(snapshot.arrays)
-    state = State(**snapshot.state["loop"])
-    before, length = snapshot.state["gradient_mode"], snapshot.state["num_steps"]
     if length != num_steps and not isinstance(learner.optimizer.get_config()["learning_rate"], float):
         say(f"the learning rate's schedule spanned {length} steps until step {state.step}; from here it spans {num_steps}")
     if before != learner.gradient_mode:
         say(f"the run went by gradient={before} until step {state.step}; from here by gradient={learner.gradient_mode}")
-    if snapshot.state["compile"] in compiling.possible(learner):
-        compiled = snapshot.state["compile"]  # going on to the bit; XLA rounds in its own way
+    if way in compiling.possible(learner):
+        compiled = way  # going on to the bit; XLA rounds in its own way
     return state, compiled
 
 
@@ -316,7 +331,7 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
         "gradient_check": proof,
         "compile": compiled,
         "time_shares": {activity: round(share, 4) for activity, share in outcome.time_shares.items()},
-        "final": {tag: plain(value) for tag, value in (outcome.final or _last_line(run)).items()},
+        "final": {tag: plain(value) for tag, value in (outcome.final or _last_line(run)).items() if tag != "step"},
         "best": {tag: plain(value) for tag, value in state.best.items()},
     }
 
@@ -324,8 +339,11 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
 def _last_line(run: RunDir) -> dict[str, Any]:
     """The scalars of the last step that metrics.jsonl holds."""
     path = run.file("metrics.jsonl")
-    line = path.read_text(encoding="utf-8").splitlines()[-1:] if path.exists() else []
-    return {tag: value for tag, value in json.loads(line[0]).items() if tag != "step"} if line else {}
+    try:
+        line = json.loads(path.read_bytes().splitlines()[-1])
+        return line if "step" in line and isinstance(line, dict) else {}
+    except (OSError, ValueError, IndexError, TypeError):  # nothing is logged, or what is there is damaged
+        return {}
 
 
 def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:

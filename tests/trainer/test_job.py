@@ -1,5 +1,6 @@
 """Whole runs, in this process."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -358,6 +359,37 @@ def test_a_run_killed_before_its_summary_gets_one(tmp_path):
     after = read(tmp_path, "summary.json")
     assert after["final"] == pytest.approx(before["final"], rel=1e-6)
     assert after["best"] == before["best"]
+
+
+@pytest.mark.fault(rows=[3])
+def test_damaged_files_of_a_finished_run_are_no_reason_to_end(tmp_path):
+    train(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "status.json").write_text("[1]")
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0\0\n[1]\n")
+    assert train(tmp_path) == 0
+    assert read(tmp_path, "summary.json")["final"] == {}
+
+
+@pytest.mark.fault(rows=[4])
+def test_a_run_that_lost_its_checkpoints_says_that_it_begins_anew(tmp_path, capsys):
+    train(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert train(tmp_path, "trainer.steps=31") == 0
+    assert "the run begins anew, and so does metrics.jsonl, which went to step 30" in capsys.readouterr().out
+
+
+@pytest.mark.fault(rows=[24])
+@pytest.mark.parametrize("state", [{}, {"loop": {"step": "x"}}, {"loop": {"step": 30, "other": 1}}, {"loop": {"step": 9}}, []])
+def test_a_checkpoint_of_another_make_is_refused(tmp_path, state):
+    train(tmp_path)
+    newest = checkpoints.load_newest(tmp_path / "checkpoints")[0]
+    shutil.rmtree(tmp_path / "checkpoints")
+    state = newest.state | state if state else state
+    checkpoints.save(tmp_path / "checkpoints", dataclasses.replace(newest, state=state), 2, None)
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 30 in .*: type another hydra\.run\.dir"):
+        train(tmp_path, "trainer.steps=40")
 
 
 def test_a_refused_continuation_changes_nothing(tmp_path):
