@@ -35,6 +35,8 @@ from trainer.errors import report as report_error
 
 _ARRAYS, _MANIFEST = "arrays.npz", "manifest.json"
 _ASIDE = "damaged-"  # before the names of directories that are set aside
+_MOST_LOOKS = 10  # at checkpoints that a run removes faster than they are read
+_LATEST = 2**40  # seconds since 1970 that are a date
 _NOT_FINITE = "not_finite"  # in a manifest: the weights that are not
 
 
@@ -265,10 +267,14 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"the run in {path} can't be read: {error.strerror}: type a directory that you may read") from error
     if not is_run:
         raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'))}")
-    rows = [(step, found, problem(found)) for prefix in ("", _ASIDE) for step, found in _steps(folder, prefix)]
-    rows = [row for row in rows if row[1].is_dir()]  # a run that goes on meanwhile removes its older ones
+    found = []
+    for _ in range(_MOST_LOOKS):  # a run that goes on meanwhile removes its older ones
+        found = [_look(step, one) for prefix in ("", _ASIDE) for step, one in _steps(folder, prefix)]
+        if not found or found[0]:
+            break
+    rows = [row for row in found if row]
     _print(path, rows)
-    steps = [(step, reason) for step, found, reason in rows if not found.name.startswith(_ASIDE)]
+    steps = [(row.step, row.problem) for row in rows if not row.is_aside]
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {folder}")
     if steps[0][1]:
@@ -304,16 +310,48 @@ def _for_example(folder: Path) -> str:
     return f"type python -m trainer.checkpoints {run}" + (", with RUN the directory of a run" if run == "RUN" else "")
 
 
-def _print(run: Path, rows: Sequence[tuple[int, Path, str | None]]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    """What the list tells of a checkpoint."""
+
+    step: int
+    path: Path
+    problem: str | None
+    saved: float  # seconds since 1970
+    num_bytes: int
+    best_step: int | None  # of the run so far
+
+    @property
+    def is_aside(self) -> bool:
+        return self.path.name.startswith(_ASIDE)
+
+
+def _look(step: int, path: Path) -> _Listed | None:
+    """None where it has been removed meanwhile."""
+    reason = problem(path)
+    manifest = _manifest(path)
+    num_bytes = 0
+    try:
+        saved = path.stat().st_mtime
+        num_bytes = sum(file.stat().st_size for file in path.iterdir())
+    except PermissionError:
+        pass
+    except OSError:
+        return None
+    if isinstance(known := manifest.get("saved"), int | float) and 0 < known < _LATEST:  # of a damaged manifest it may be anything
+        saved = known
+    return _Listed(step, path, reason, saved, num_bytes, manifest.get("best_step"))
+
+
+def _print(run: Path, rows: Sequence[_Listed]) -> None:
     table = Table("Step", "Saved", "Size", "Kept as", "Valid", title=f"Checkpoints of {run}")
-    best = next((_manifest(path).get("best_step") for _, path, reason in rows if not reason), None)
-    for i, (step, path, reason) in enumerate(rows):
-        aside = path.name.startswith(_ASIDE)
-        kept_as = ["set aside"] if aside else [name for name, holds in (("newest", i == 0), ("best", step == best)) if holds]
-        saved = time.localtime(_manifest(path).get("saved") or path.stat().st_mtime)
-        size = sum(file.stat().st_size for file in path.iterdir())
-        valid = Text("no: " + reason.replace(f"{path}/", "").replace(f"{path} ", ""), "bold red") if reason else Text("yes", "green")
-        table.add_row(str(step), time.strftime("%Y-%m-%d %H:%M:%S", saved), f"{size / 1e6:.1f} MB", ", ".join(kept_as), valid)
+    best = next((row.best_step for row in rows if not row.problem), None)
+    for i, row in enumerate(rows):
+        kept_as = ["set aside"] if row.is_aside else [name for name, holds in (("newest", i == 0), ("best", row.step == best)) if holds]
+        reason = row.problem and row.problem.replace(f"{row.path}/", "").replace(f"{row.path} ", "")
+        valid = Text(f"no: {reason}", "bold red") if reason else Text("yes", "green")
+        saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.saved))
+        table.add_row(str(row.step), saved, f"{row.num_bytes / 1e6:.1f} MB", ", ".join(kept_as), valid)
     Console().print(table)
 
 

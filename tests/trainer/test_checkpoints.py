@@ -256,6 +256,31 @@ def test_the_command_ends_as_the_newest_one_is(run, capsys, monkeypatch):
         listed(capsys, monkeypatch, run)
 
 
+def test_the_command_while_the_run_goes_on_and_removes_older_ones(run, capsys, monkeypatch):
+    problem, looked_at = checkpoints.problem, []
+
+    def meanwhile(path):
+        reason = problem(path)
+        if not looked_at:  # all that are seen in the first look are gone after it
+            for step in (4, 5):
+                save(run / "checkpoints", step)
+        looked_at.append(path)
+        return reason
+
+    monkeypatch.setattr(checkpoints, "problem", meanwhile)
+    exit_code, output = listed(capsys, monkeypatch, run)
+    assert exit_code == 0
+    assert [[row[0], row[4]] for row in rows(output)] == [["5", "yes"], ["4", "yes"]]
+
+
+@pytest.mark.parametrize("saved", ["yesterday", 1e300, -1e300, None])
+def test_the_command_takes_no_time_that_is_none(run, capsys, monkeypatch, saved):
+    path = run / "checkpoints" / "step-00000003" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"saved": saved}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        listed(capsys, monkeypatch, run)
+
+
 def test_the_command_says_what_to_type_where_there_is_no_run(run, capsys, monkeypatch):
     monkeypatch.chdir(run.parent)
     with pytest.raises(ConfigError, match=r"there is no run in nowhere: type python -m trainer.checkpoints RUN"):
