@@ -76,7 +76,7 @@ def save(
         _rotate(folder, keep, (best_step, snapshot.anchor))
     except (OSError, zipfile.BadZipFile) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"the checkpoint {final} can't be written: {error}") from error
+        raise CheckpointError(f"the checkpoint {final} can't be written: {error}: mend that, and the same command goes on") from error
 
 
 def _name(step: int) -> str:

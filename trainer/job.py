@@ -37,11 +37,11 @@ def run(job: Job) -> int:
             if _is_done(run, config, resume):
                 say(f"nothing to do: the run in {path} is done; type another hydra.run.dir, or more trainer.steps")
                 return 0
-            if not run.file("config.yaml").exists() and not _has_checkpoints(run):  # which may be of another configuration
-                rundir.describe(run, config, job.overrides)
             run.status("running")
             signals.before_exit = lambda number: run.status("stopped", f"signal {number}, the second", 128 + number)
             try:
+                if not run.file("config.yaml").exists() and not _has_checkpoints(run):  # which may be of another configuration
+                    rundir.describe(run, config, job.overrides)
                 exit_code, cause = _train(job, run, resume, signals)
             except UserError as error:
                 error.args = (secrets.hide(str(error), run.hidden),)

@@ -138,7 +138,8 @@ def _check_name(target: Any, kind: str, trust: Sequence[str]) -> None:
         raise ConfigError(f"{key}={target}: must be written out as module.attribute, such as my_package.module.Name")
     if not _SHIPPED[kind].fullmatch(target) and not is_own(target, trust):
         package = target.split(".")[0]
-        hint = f"; if the package {package} is your own, type trust=[{package}]" if _can_be_own(package) else ""
+        own = f"; if the package {package} is your own, type trust=[{package}]"
+        hint = own if _can_be_own(package) else f"; type {kind}=NAME, of those that gradtrain --help lists"
         raise ConfigError(f"{key}={target} is refused: it is not on the list of what a {kind} may be{hint}")
 
 

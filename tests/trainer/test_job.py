@@ -412,8 +412,10 @@ def test_checkpoints_without_a_log_are_not_continued_by_another_job(tmp_path):
 @pytest.mark.fault(rows=[5])
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_at_the_end_an_error(tmp_path, capsys):
     (tmp_path / "status.json").write_text('{"state": "running", "cause": null, "exit_code": null}')
-    (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(CheckpointError, match="can't be written"):
+    (tmp_path / "checkpoints").mkdir()
+    for step in (10, 20, 30):
+        (tmp_path / "checkpoints" / f".step-{step:08d}.tmp").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"can't be written.*: mend that, and the same command goes on"):
         train(tmp_path, "checkpoint.every=20")
     assert capsys.readouterr().out.count("warning: the checkpoint") == 2  # at 10, the best so far, and at 20
 
@@ -434,6 +436,14 @@ def test_a_disk_that_takes_no_status_does_not_hide_why_the_run_failed(tmp_path, 
 
 
 @pytest.mark.fault(rows=[6])
+@pytest.mark.fault(rows=[6])
+def test_a_run_that_cannot_be_described_has_a_status(tmp_path):
+    (tmp_path / ".overrides.txt.tmp").mkdir()  # in the way, as a full disk is
+    with pytest.raises(ConfigError, match=r"overrides\.txt can't be written"):
+        train(tmp_path)
+    assert (read(tmp_path, "status.json")["state"], read(tmp_path, "status.json")["exit_code"]) == ("failed", 2)
+
+
 def test_a_log_that_cannot_be_opened_is_refused_before_the_first_step(tmp_path):
     (tmp_path / "status.json").write_text('{"state": "running", "cause": null, "exit_code": null}')
     (tmp_path / "metrics.jsonl").mkdir()
