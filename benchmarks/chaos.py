@@ -53,7 +53,8 @@ class Kill:
 
 
 def job(folder: Path, num_steps: int) -> list[str]:
-    overrides = ["model.hidden=[512,512]", "trainer.eval_every=200", f"checkpoint.every={SAVES}", "checkpoint.keep=2"]
+    # Large enough that steps take longer than it takes to notice them, and saves long enough to be hit.
+    overrides = ["model.hidden=[2048,2048]", "trainer.eval_every=200", f"checkpoint.every={SAVES}", "checkpoint.keep=2"]
     return command(*overrides, f"trainer.steps={num_steps}", f"hydra.run.dir={folder}")
 
 
