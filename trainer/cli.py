@@ -94,7 +94,14 @@ def checkpoints(arguments: Sequence[str]) -> int:
     return command.run(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "check": check, "checkpoints": checkpoints}
+def compare(arguments: Sequence[str]) -> int:
+    """Compares runs."""
+    from trainer import compare as command
+
+    return command.run(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "check": check, "checkpoints": checkpoints, "compare": compare}
 
 
 class _Parser(argparse.ArgumentParser):

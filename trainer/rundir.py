@@ -148,15 +148,15 @@ def _stored_value(node: Any, name: Any, key: str) -> Any:
 
 def differing_keys(stored: str, current: str) -> list[str]:
     """Keys, with both values, in which two stored configurations differ and that a continued run may not change."""
-    before, now = _flat(parsed(stored)), _flat(parsed(current))
+    before, now = flat(parsed(stored)), flat(parsed(current))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not _may_change(key)]
 
 
 def fingerprint(stored: str) -> str:
     """The SHA-256 of what a continued run may not change of a stored configuration."""
-    flat = _flat(parsed(stored))
-    return hashlib.sha256(json.dumps({key: flat[key] for key in sorted(flat) if not _may_change(key)}).encode()).hexdigest()
+    config = flat(parsed(stored))
+    return hashlib.sha256(json.dumps({key: config[key] for key in sorted(config) if not _may_change(key)}).encode()).hexdigest()
 
 
 def _may_change(key: str) -> bool:
@@ -182,10 +182,11 @@ def _damaged(why: str) -> CheckpointError:
     return CheckpointError(f"config.yaml of the run is damaged ({why}): bring it back, or type another hydra.run.dir")
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, of keys joined by dots."""
     if not isinstance(node, dict):
         return {prefix: node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:

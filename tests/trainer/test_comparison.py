@@ -1,0 +1,194 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer import compare
+from trainer.comparison import Comparison, interval, read, verdict
+from trainer.comparison import compare as compared
+from trainer.errors import ConfigError
+
+HUBER = {"_target_": "losses.huber.Huber", "delta": 1.0}
+MSE = {"_target_": "losses.mse.MSE"}
+
+
+def make(folder: Path, losses: list, mode: str = "auto", seed: int = 1, loss=MSE, steps_per_second=100.0, **config) -> Path:
+    """A run's directory, as far as comparisons read it."""
+    folder.mkdir(parents=True)
+    whole = {"seed": seed, "gradient": {"mode": mode}, "loss": loss, "logging": {"tensorboard": seed == 1}} | config
+    (folder / "config.yaml").write_text(yaml.safe_dump(whole))
+    rows = [{"step": i + 1, "loss": value, "grad_norm/global": 1.0, "grad_norm/w": 0.5} for i, value in enumerate(losses)]
+    rows[-1]["eval/accuracy"] = 1 - losses[-1] if isinstance(losses[-1], float) else 0.0
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "summary.json").write_text(json.dumps({"steps_per_second": steps_per_second, "peak_memory_mb": 500.0}))
+    (folder / "status.json").write_text(json.dumps({"state": "done"}))
+    return folder
+
+
+def sweep(folder: Path, gain: float = 0.1, seeds: int = 4) -> Path:
+    """Both modes; the analytic one ends lower by about `gain`."""
+    for seed in range(seeds):
+        make(folder / f"auto-{seed}", [1.0, 0.5 + 0.01 * seed], "auto", seed)
+        make(folder / f"analytic-{seed}", [1.0, 0.5 + 0.012 * seed - gain], "analytic", seed, steps_per_second=200.0)
+    return folder
+
+
+def only(path: Path, **options) -> Comparison:
+    (found,) = compared(read(path), **options)
+    return found
+
+
+def test_modes_are_matched_by_seed(tmp_path):
+    make(tmp_path / "unmatched", [1.0, 2.0], "analytic", 9)
+    found = only(sweep(tmp_path))
+    assert (found.key, found.baseline, found.value, found.setting) == ("gradient.mode", "auto", "analytic", "")
+    assert [(pair.seed, pair.baseline.path.name, pair.other.path.name) for pair in found.pairs] == [
+        (seed, f"auto-{seed}", f"analytic-{seed}") for seed in range(4)
+    ]
+    assert [run.path.name for run in found.unmatched] == ["unmatched"]
+    assert found.differences("loss").mean == pytest.approx(-0.1 + 0.003)
+    assert found.ratio("steps_per_second").mean == pytest.approx(2.0)
+    assert found.differences("eval/accuracy").mean == pytest.approx(0.1 - 0.003)
+
+
+def test_everything_else_that_differs_is_a_setting_of_its_own(tmp_path):
+    for name, loss in (("mse", MSE), ("huber", HUBER), ("wide", HUBER | {"delta": 2.0})):
+        for mode in ("auto", "analytic"):
+            make(tmp_path / f"{name}-{mode}", [1.0, 0.5], mode, loss=loss)
+    found = compared(read(tmp_path))
+    assert sorted(each.setting for each in found) == ["loss=huber(delta=1.0)", "loss=huber(delta=2.0)", "loss=mse"]
+    assert all(len(each.pairs) == 1 for each in found)
+
+
+def test_any_key_is_compared(tmp_path):
+    for seed in (1, 2):
+        make(tmp_path / f"huber-{seed}", [1.0, 0.4], seed=seed, loss=HUBER)
+        make(tmp_path / f"mse-{seed}", [1.0, 0.5], seed=seed)
+    assert (only(tmp_path).key, only(tmp_path).baseline) == ("loss", "huber")
+    assert only(tmp_path, baseline="mse").differences("loss").mean == pytest.approx(-0.1)
+    assert {each.setting for each in compared(read(tmp_path), key="seed")} == {"loss=huber", "loss=mse"}
+
+
+def test_what_can_not_be_told_is_asked(tmp_path):
+    make(tmp_path / "a", [1.0], loss=HUBER)
+    make(tmp_path / "b", [1.0], model={"_target_": "trainer.models.mlp", "hidden": [3]})
+    runs = read(tmp_path)
+    with pytest.raises(ConfigError, match="these runs differ in model, loss: type --key KEY"):
+        compared(runs)
+    with pytest.raises(ConfigError, match=r"--key=delta: these runs don't differ in it"):
+        compared(runs, key="delta")
+    with pytest.raises(ConfigError, match="no two of these runs differ in loss alone"):
+        compared(runs, key="loss")
+    with pytest.raises(ConfigError, match="two or more"):
+        compared(runs[:1])
+    make(tmp_path / "sweep/auto", [1.0])
+    make(tmp_path / "sweep/analytic", [1.0], "analytic")
+    with pytest.raises(ConfigError, match=r"--baseline=nope: no run has gradient\.mode=nope; type one of"):
+        only(tmp_path / "sweep", baseline="nope")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("metrics.jsonl", "", "has recorded no step"), ("metrics.jsonl", "{\n", "can't be read"), ("config.yaml", "- 1\n", "can't be read")],
+)
+def test_a_run_that_can_not_be_read(tmp_path, name, content, said):
+    (make(tmp_path / "a", [1.0]) / name).write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        read(tmp_path)
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    run = make(tmp_path / "a", [1.0, 2.0])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert read(run)[0].steps == 2
+
+
+def test_intervals():
+    found = interval([1.0, 2.0, 3.0, math.nan])
+    assert (found.mean, found.num) == (2.0, 3)
+    assert found.high - 2 == pytest.approx(2 - found.low) == pytest.approx(4.302652729911275 / math.sqrt(3))  # Student's t, 2 degrees
+    assert found.excludes_zero is False
+    assert interval([1.0, 1.1, 0.9]).excludes_zero
+    assert math.isnan(interval([1.0]).low)
+    assert not interval([1.0]).excludes_zero
+
+
+def test_where_runs_part(tmp_path):
+    make(tmp_path / "auto", [1.0, 0.5, 0.25])
+    make(tmp_path / "analytic", [1.0, 0.5 * (1 + 1e-7), 0.5], "analytic")
+    (pair,) = only(tmp_path).pairs
+    assert pair.parting(0.0, 0.0).step == 2
+    found = pair.parting(1e-5, 0.0)
+    assert (found.step, found.tag, found.values, found.largest) == (3, "loss", (0.25, 0.5), 0.5)
+    assert pair.parting(1.0, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("analytic", "said"),
+    [
+        ([1.0, 0.5], "are equal in every recorded number (3 pairs of runs)"),
+        ([1.0, 0.5 * (1 + 1e-7)], "agree to 1e-05 in every recorded number (3 pairs of runs)"),
+        ([1.0, 0.25], "a difference that chance does not explain; the difference is +0.25"),
+        (["NaN", 0.5], "gradient.mode=analytic has steps that are not finite in 3 and gradient.mode=auto in 0 of 3 runs each"),
+    ],
+)
+def test_verdicts(tmp_path, analytic, said):
+    for seed in range(3):
+        make(tmp_path / f"auto-{seed}", [1.0, 0.5], "auto", seed)
+        make(tmp_path / f"analytic-{seed}", analytic, "analytic", seed)
+    assert said in verdict(only(tmp_path), 1e-5, 1e-8)
+
+
+def test_a_verdict_claims_no_more_than_the_runs_show(tmp_path):
+    for seed, gain in enumerate((0.2, -0.1, 0.15)):
+        make(tmp_path / "some" / f"auto-{seed}", [1.0, 0.5], "auto", seed)
+        make(tmp_path / "some" / f"analytic-{seed}", [1.0, 0.5 - gain], "analytic", seed)
+    assert "no difference that chance could not explain" in verdict(only(tmp_path / "some"), 1e-5, 1e-8)
+    assert "in one pair of runs: more seeds would tell" in verdict(only(sweep(tmp_path / "one", seeds=1)), 1e-5, 1e-8)
+
+
+def test_the_command_writes_what_it_found(tmp_path, capsys):
+    folder = sweep(tmp_path / "sweep")
+    assert compare.run([str(folder)]) == 0
+    assert "95% confidence" in capsys.readouterr().out
+    (found,) = json.loads((folder / "comparison.json").read_text())
+    assert (found["key"], len(found["pairs"]), found["pairs"][0]["part_at_step"]) == ("gradient.mode", 4, 2)
+    assert found["differences"]["loss"]["high"] < 0
+    with open(folder / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["gradient.mode"] for row in rows].count("auto") == 4
+    assert {row["loss"] for row in rows if row["run"].endswith("auto-3")} == {"0.53"}
+    page = (folder / "comparison.html").read_text()
+    assert found["verdict"] in page.replace("&#x27;", "'")
+    assert page.count("<svg") == 4  # loss, accuracy, the norm and that of the variable
+    assert "http" not in page  # it needs nothing else
+
+
+def test_runs_that_must_be_equal(tmp_path, capsys):
+    a, b = make(tmp_path / "a", [1.0, 0.5]), make(tmp_path / "b", [1.0, 0.5])
+    c, short = make(tmp_path / "c", [1.0, 0.50001]), make(tmp_path / "short", [1.0])
+    output = ["--output", str(tmp_path / "out"), "--assert-equal"]
+    assert compare.run([str(a), str(b), *output]) == 0
+    assert compare.run([str(a), str(c), *output]) == 1
+    assert f"{c} parts from {a} at step 2: loss is 0.50001 instead of 0.5" in capsys.readouterr().err
+    assert compare.run([str(a), str(c), *output, "--rtol=1e-4"]) == 0
+    assert compare.run([str(a), str(short), *output]) == 1
+    assert "has 1 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "two or more"),
+        (["--nope"], "--help shows what there is"),
+        (["nowhere"], "neither a run's directory nor a sweep's"),
+        (["nowhere", "--rtol=-1"], "--rtol"),
+    ],
+)
+def test_mistakes(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        compare.run(arguments)

@@ -1,0 +1,176 @@
+"""The command that compares runs: `python -m trainer.compare RUN... | SWEEP`. Imports no TensorFlow."""
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.comparison import SUMMARIZED, Comparison, Interval, Run, compare, figures, read, verdict
+from trainer.comparison_page import page
+from trainer.errors import ConfigError
+from trainer.errors import report as report_error
+from trainer.logs import plain
+
+_FOLDER = "outputs/comparison"
+_MOST_PARTED = 10  # pairs that are listed
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Compares runs; with --assert-equal the exit status is 1 where they are not the same."""
+    options = _parser().parse_args(arguments)
+    if options.help:
+        print(_HELP)
+        return 0
+    if not (options.rtol >= 0 and options.atol >= 0):
+        raise ConfigError(f"--rtol={options.rtol} --atol={options.atol}: must be numbers from 0 on")
+    runs = list({run.path.resolve(): run for path in options.runs for run in read(Path(path))}.values())
+    comparisons = compare(runs, options.key, options.baseline)
+    only = Path(options.runs[0])
+    folder = Path(options.output or (only if len(options.runs) == 1 else _FOLDER))
+    _write(folder, comparisons, runs, options.rtol, options.atol)
+    _print(comparisons, options.rtol, options.atol)
+    Console().print(f"{folder / 'comparison.html'} shows it", markup=False, highlight=False, soft_wrap=True)
+    return _assert_equal(comparisons, options.rtol, options.atol) if options.assert_equal else 0
+
+
+_HELP = f"""python -m trainer.compare RUN... [--key KEY] [--baseline VALUE] [--output DIR] [--assert-equal] [--rtol R] [--atol A]
+
+Compares runs that differ in one key, the gradient mode or any other, matched by all others: seed, data, model. RUN is the
+directory of a run, or of a sweep, which stands for all of its runs. Prints means, differences of the pairs with their 95%
+confidence intervals, and a verdict; comparison.json, comparison.csv and comparison.html go to the sweep's directory, or to
+{_FOLDER}.
+
+  --key KEY         in which they are compared, where they differ in several (gradient.mode)
+  --baseline VALUE  of the key, with which the other values are compared (auto)
+  --output DIR      another folder
+  --assert-equal    exit status 1 where any recorded number of a pair differs
+  --rtol, --atol    by more than so much of the value (1e-5), or so much (1e-8)
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; python -m trainer.compare --help shows what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m trainer.compare", add_help=False, allow_abbrev=False)
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--key")
+    parser.add_argument("--baseline")
+    parser.add_argument("--output")
+    parser.add_argument("--assert-equal", action="store_true")
+    parser.add_argument("--rtol", type=float, default=1e-5)
+    parser.add_argument("--atol", type=float, default=1e-8)
+    return parser
+
+
+def _write(folder: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], rtol: float, atol: float) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = [_told(comparison, rtol, atol) for comparison in comparisons]
+        (folder / "comparison.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "comparison.html").write_text(page(comparisons, rtol, atol), encoding="utf-8")
+        with open(folder / "comparison.csv", "w", encoding="utf-8", newline="") as file:
+            _write_csv(file, comparisons, runs)
+    except OSError as error:
+        raise ConfigError(f"--output={folder} can't be written: {error.strerror}; type a folder that can") from error
+
+
+def _told(comparison: Comparison, rtol: float, atol: float) -> dict[str, Any]:
+    pairs = []
+    for pair in comparison.pairs:
+        parting = pair.parting(rtol, atol)
+        pairs.append(
+            {
+                "seed": pair.seed,
+                "runs": [str(pair.baseline.path), str(pair.other.path)],
+                "states": [pair.baseline.state, pair.other.state],
+                "steps": [pair.baseline.steps, pair.other.steps],
+                "nonfinite_steps": [pair.baseline.num_nonfinite, pair.other.num_nonfinite],
+                "part_at_step": None if parting is None else parting.step,
+                "part_in": None if parting is None else parting.tag,
+                "largest_relative_difference_of_loss": 0.0 if parting is None else plain(parting.largest),
+                "final": {tag: [plain(run.figure(tag)) for run in (pair.baseline, pair.other)] for tag in comparison.tags},
+            }
+        )
+    return {
+        "key": comparison.key,
+        "setting": comparison.setting,
+        "baseline": comparison.baseline,
+        "value": comparison.value,
+        "verdict": verdict(comparison, rtol, atol),
+        "differences": {tag: _told_interval(comparison.differences(tag)) for tag in comparison.tags},
+        "ratios": {name: _told_interval(comparison.ratio(name)) for name in SUMMARIZED},
+        "pairs": pairs,
+        "without_partner": [str(run.path) for run in comparison.unmatched],
+    }
+
+
+def _told_interval(found: Interval) -> dict[str, Any]:
+    return {"mean": plain(found.mean), "low": plain(found.low), "high": plain(found.high), "pairs": found.num}
+
+
+def _write_csv(file: Any, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> None:
+    """A row for every run."""
+    tags = list(dict.fromkeys(tag for run in runs for tag in run.series if tag == "loss" or tag.startswith("eval/")))
+    places: dict[Path, tuple[str, str]] = {}
+    for comparison in comparisons:
+        for pair in comparison.pairs:
+            places[pair.baseline.path] = (comparison.setting, comparison.baseline)
+            places[pair.other.path] = (comparison.setting, comparison.value)
+    writer = csv.writer(file)
+    writer.writerow(["run", "setting", comparisons[0].key, "seed", "state", "steps", "nonfinite_steps", *SUMMARIZED, *tags])
+    for run in runs:
+        setting, value = places.get(run.path, ("", ""))
+        numbers = [run.figure(name) for name in (*SUMMARIZED, *tags)]
+        cells = [run.path, setting, value, run.config.get("seed"), run.state, run.steps, run.num_nonfinite]
+        writer.writerow([*cells, *("" if math.isnan(n) else f"{n:.9g}" for n in numbers)])
+
+
+def _print(comparisons: Sequence[Comparison], rtol: float, atol: float) -> None:
+    table = Table("", "at the end", "baseline", "other", "difference", "95% interval", title=f"{comparisons[0].key}, compared")
+    for comparison in comparisons:
+        name = f"{comparison.setting} {comparison.value} against {comparison.baseline}".strip()
+        for row in figures(comparison):
+            table.add_row(name, *row)
+            name = ""
+        table.add_section()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for comparison in comparisons:
+        console.print(
+            f"{comparison.setting}: {verdict(comparison, rtol, atol)}".removeprefix(": "), markup=False, highlight=False, soft_wrap=True
+        )
+        for run in comparison.unmatched:
+            console.print(f"warning: {run.path} has no partner", markup=False, highlight=False, soft_wrap=True)
+
+
+def _assert_equal(comparisons: Sequence[Comparison], rtol: float, atol: float) -> int:
+    parted = []
+    for pair in (pair for comparison in comparisons for pair in comparison.pairs):
+        if pair.baseline.steps != pair.other.steps:
+            parted.append(f"{pair.other.path} has {pair.other.steps} steps, {pair.baseline.path} {pair.baseline.steps}")
+        elif found := pair.parting(rtol, atol):
+            values = f"{found.values[1]:.9g} instead of {found.values[0]:.9g}"
+            parted.append(f"{pair.other.path} parts from {pair.baseline.path} at step {found.step}: {found.tag} is {values}")
+    for line in parted[:_MOST_PARTED]:
+        print(line, file=sys.stderr)
+    if parted:
+        print(f"error: {len(parted)} pairs are not equal within rtol={rtol:g} and atol={atol:g}", file=sys.stderr)
+    return int(bool(parted))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report_error(error))

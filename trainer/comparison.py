@@ -1,0 +1,359 @@
+"""Runs that differ in one key, matched by all others, and what their metrics say of it. Imports no TensorFlow."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from trainer import rundir, trust
+from trainer.errors import CheckpointError, ConfigError
+
+CONFIDENCE = 0.95
+SUMMARIZED = {"steps_per_second": "steps per second", "peak_memory_mb": "peak memory, MB"}  # numbers of summary.json that are compared
+_SEED, _RUN = "seed", "run"
+_NO_MATTER = ("resume", "trust", "logging", "checkpoint", "trainer.log_every", "trainer.steps_per_call", "trainer.replay")
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One scalar of a run, at the steps at which it was recorded."""
+
+    steps: np.ndarray  # int64 [n], ascending
+    values: np.ndarray  # float64 [n]
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory says."""
+
+    path: Path
+    config: dict[str, Any]  # flat
+    series: dict[str, Series]  # by tag
+    state: str  # done, running, failed, stopped
+    summary: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        return int(max(series.steps[-1] for series in self.series.values()))
+
+    @functools.cached_property
+    def num_nonfinite(self) -> int:
+        """Steps whose loss or global gradient norm is not finite."""
+        parts = [self.series[tag] for tag in ("loss", "grad_norm/global") if tag in self.series]
+        return len(set().union(*(part.steps[~np.isfinite(part.values)].tolist() for part in parts)))
+
+    def figure(self, name: str) -> float:
+        """The last value of a tag, or a number of the summary; NaN where there is none."""
+        if name in self.series:
+            return self.series[name].last
+        value = self.summary.get(name)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+
+def read(path: Path) -> list[Run]:
+    """The runs in a directory: itself one, or a sweep's.
+
+    Raises:
+        ConfigError: there is no run in it, or one that has recorded nothing.
+    """
+    found = [path] if (path / "config.yaml").is_file() else sorted(config.parent for config in path.glob("*/config.yaml"))
+    if not found:
+        raise ConfigError(
+            f"{path} is neither a run's directory nor a sweep's: type the directory that hydra.run.dir or hydra.sweep.dir named"
+        )
+    return [_read_run(each) for each in found]
+
+
+def _read_run(path: Path) -> Run:
+    try:
+        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # what a killed run left of a line is not one
+        series = _series(map(json.loads, lines))
+        config = rundir.flat(rundir.parsed((path / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        raise ConfigError(f"the run in {path} can't be read: {error}: leave it out, or train it anew") from error
+    if "loss" not in series:
+        raise ConfigError(f"the run in {path} has recorded no step: leave it out, or train it by the command that made it")
+    status, summary = (_json(path / name) for name in ("status.json", "summary.json"))
+    return Run(path, config, series, str(status.get("state", "unknown")), summary)
+
+
+def _series(rows: Iterable[dict[str, Any]]) -> dict[str, Series]:
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        step = row.pop("step")
+        for tag, value in row.items():
+            steps, values = found.setdefault(tag, ([], []))
+            steps.append(step)
+            values.append(float(value))  # of "NaN" and "inf" too
+    return {tag: Series(np.array(steps), np.array(values)) for tag, (steps, values) in found.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean over pairs of runs, and the interval that holds the true one with a confidence of 95%, by Student's distribution."""
+
+    mean: float
+    low: float  # NaN of one pair
+    high: float
+    num: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Of differences that are independent and about normal; those that are not finite are left out."""
+    kept = np.array([value for value in values if math.isfinite(value)])
+    if not len(kept):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    if len(kept) == 1:
+        return Interval(float(kept[0]), math.nan, math.nan, 1)
+    half = float(special.stdtrit(len(kept) - 1, 0.5 + CONFIDENCE / 2)) * float(kept.std(ddof=1)) / math.sqrt(len(kept))
+    return Interval(float(kept.mean()), float(kept.mean()) - half, float(kept.mean()) + half, len(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parting:
+    """Where two runs' records differ by more than a tolerance."""
+
+    step: int  # the first one
+    tag: str
+    values: tuple[float, float]
+    largest: float  # relative difference of the loss over all common steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two runs that differ in the compared key alone."""
+
+    seed: Any
+    baseline: Run
+    other: Run
+
+    def parting(self, rtol: float, atol: float) -> Parting | None:
+        """The first step at which a common tag is not the same; None if there is none."""
+        firsts = []
+        for tag in self.baseline.series.keys() & self.other.series.keys():
+            steps, before, after = self.common(tag)
+            different = np.flatnonzero(~np.isclose(after, before, rtol=rtol, atol=atol, equal_nan=True))
+            if len(different):
+                firsts.append((int(steps[different[0]]), tag != "loss", tag, (float(before[different[0]]), float(after[different[0]]))))
+        if not firsts:
+            return None
+        step, _, tag, values = min(firsts)
+        _, before, after = self.common("loss")
+        with np.errstate(all="ignore"):
+            relative = np.abs(after - before) / np.maximum(np.abs(before), np.abs(after))
+        return Parting(step, tag, values, float(np.nanmax(relative, initial=0.0)))
+
+    def common(self, tag: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps that both have recorded, and both runs' values there."""
+        one, other = self.baseline.series[tag], self.other.series[tag]
+        steps, i, j = np.intersect1d(one.steps, other.steps, assume_unique=True, return_indices=True)
+        return steps, one.values[i], other.values[j]
+
+    def difference(self, name: str) -> float:
+        return self.other.figure(name) - self.baseline.figure(name)
+
+    def log_ratio(self, name: str) -> float:
+        before, after = self.baseline.figure(name), self.other.figure(name)
+        return math.log(after / before) if before > 0 and after > 0 else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two values of the compared key, under one setting of everything else."""
+
+    key: str
+    setting: str  # what else varies between the runs given, such as loss=huber; "" if nothing does
+    baseline: str
+    value: str
+    pairs: list[Pair]
+    unmatched: list[Run]  # runs of either value that have no partner
+
+    @property
+    def sides(self) -> tuple[list[Run], list[Run]]:
+        """The runs of the baseline, and their partners."""
+        return [pair.baseline for pair in self.pairs], [pair.other for pair in self.pairs]
+
+    @property
+    def tags(self) -> list[str]:
+        """What is compared by its last value: the loss and the evaluations that all runs have."""
+        return ["loss", *sorted(tag for tag in self.shared if tag.startswith("eval/"))]
+
+    @property
+    def shared(self) -> list[str]:
+        """The tags that all runs have, in the order of the first one's."""
+        runs = [run for side in self.sides for run in side]
+        return [tag for tag in runs[0].series if all(tag in run.series for run in runs)]
+
+    @property
+    def metric(self) -> str:
+        """What the verdict is about: what the runs watched for their best checkpoint, if all have recorded it, else the loss."""
+        monitored = self.pairs[0].baseline.config.get("checkpoint.monitor")
+        accuracy = [tag for tag in self.tags if tag == "eval/accuracy"]
+        return accuracy[0] if accuracy else str(monitored) if monitored in self.tags else "loss"
+
+    def means(self, name: str) -> list[float]:
+        """Of the baseline's runs, and of the others'."""
+        return [float(np.mean([run.figure(name) for run in side])) for side in self.sides]
+
+    def differences(self, name: str) -> Interval:
+        return interval([pair.difference(name) for pair in self.pairs])
+
+    def ratio(self, name: str) -> Interval:
+        """Of the other run's number over the baseline's: the geometric mean, and its interval."""
+        found = interval([pair.log_ratio(name) for pair in self.pairs])
+        return Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.num)
+
+
+def compare(runs: Sequence[Run], key: str | None = None, baseline: str | None = None) -> list[Comparison]:
+    """Every value of a key against one of them, the baseline.
+
+    Args:
+        runs: at least two.
+        key: in which they are compared; by default gradient.mode, if they differ in it, or the only key in which they do.
+        baseline: the value that others are compared with; by default "auto" for gradient.mode, otherwise the first run's.
+
+    Raises:
+        ConfigError: there is no such key or value, no pair, or it can't be told what to compare.
+    """
+    if len(runs) < 2:
+        raise ConfigError("there is nothing to compare: type two or more runs, or a sweep of them")
+    described, varying = _varying(runs)
+    key = _key(key, varying)
+    if key == _RUN:
+        described = [each | {_RUN: str(run.path)} for each, run in zip(described, runs, strict=True)]
+    values = list(dict.fromkeys(str(each[key]) for each in described))
+    if baseline is None:
+        baseline = "auto" if key == "gradient.mode" and "auto" in values else values[0]
+    if baseline not in values:
+        raise ConfigError(f"--baseline={baseline}: no run has {key}={baseline}; type one of {', '.join(values)}")
+    groups: dict[str, dict[tuple[str, Any], Run]] = {}
+    for each, run in zip(described, runs, strict=True):
+        setting = ", ".join(f"{name}={each[name]}" for name in varying if name not in (key, _SEED))
+        place = (str(each[key]), None if key in (_RUN, _SEED) else each.get(_SEED))
+        taken = groups.setdefault(setting, {}).setdefault(place, run)
+        if taken is not run:
+            raise ConfigError(f"{taken.path} and {run.path} have the same configuration: leave one of them out")
+    found = [
+        comparison
+        for setting, group in groups.items()
+        for value in values
+        if value != baseline and (comparison := _matched(key, setting, baseline, value, group)).pairs
+    ]
+    if not found:
+        raise ConfigError(f"no two of these runs differ in {key} alone: {', '.join(varying)} differ too; type runs that share all but one")
+    return found
+
+
+def _matched(key: str, setting: str, baseline: str, value: str, group: Mapping[tuple[str, Any], Run]) -> Comparison:
+    of = {each: {seed: run for (found, seed), run in group.items() if found == each} for each in (baseline, value)}
+    seeds = [seed for seed in of[baseline] if seed in of[value]]
+    pairs = [Pair(seed, of[baseline][seed], of[value][seed]) for seed in sorted(seeds, key=str)]
+    unmatched = [run for each in of.values() for seed, run in each.items() if seed not in seeds]
+    return Comparison(key, setting, baseline, value, pairs, unmatched)
+
+
+def _key(key: str | None, varying: Sequence[str]) -> str:
+    others = [name for name in varying if name != _SEED]
+    if key is not None:
+        if key not in varying:
+            differ = f"they differ in {', '.join(varying)}" if varying else "they differ in nothing"
+            raise ConfigError(f"--key={key}: these runs don't differ in it; {differ}")
+        return key
+    if not varying:
+        return _RUN  # the same, done twice
+    if "gradient.mode" in others:
+        return "gradient.mode"
+    if len(others) == 1 or varying == [_SEED]:
+        return (others or varying)[0]
+    raise ConfigError(f"these runs differ in {', '.join(others)}: type --key KEY with the one to compare")
+
+
+def _varying(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The runs' configurations, and the keys in which they differ; a group of which different choices were made counts as one key."""
+    configs = [{key: value for key, value in run.config.items() if not _no_matter(key)} for run in runs]
+    for group in trust.KINDS:
+        target = f"{group}._target_"
+        if len({config.get(target) for config in configs}) > 1:
+            configs = _folded(configs, group)
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    return configs, [key for key in keys if len({json.dumps(config.get(key), default=str) for config in configs}) > 1]
+
+
+def _folded(configs: list[dict[str, Any]], group: str) -> list[dict[str, Any]]:
+    """Replaces a group's keys by one, whose value is the choice's name, with the settings that tell two of the same name apart."""
+    own = [{key.removeprefix(f"{group}."): config[key] for key in config if key.startswith(f"{group}.")} for config in configs]
+    named = []
+    for config, section in zip(configs, own, strict=True):
+        alike = [other for other in own if other.get("_target_") == section.get("_target_")]
+        apart = [key for key in section if any(other.get(key) != section[key] for other in alike)]
+        parts = str(section.get("_target_")).split(".")
+        name = parts[-2] if group == "loss" and len(parts) > 1 else parts[-1]
+        name += f"({', '.join(f'{key}={section[key]}' for key in apart)})" if apart else ""
+        named.append({key: value for key, value in config.items() if not key.startswith(f"{group}.")} | {group: name})
+    return named
+
+
+def _no_matter(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER)
+
+
+def figures(comparison: Comparison) -> list[list[str]]:
+    """Rows of a table: what is compared, both means, what the pairs differ by, and the interval of that."""
+    rows = []
+    for tag in comparison.tags:
+        found = comparison.differences(tag)
+        bounds = "" if math.isnan(found.low) else f"{found.low:+.3g} to {found.high:+.3g}"
+        rows.append([tag, *(f"{mean:.4g}" for mean in comparison.means(tag)), f"{found.mean:+.3g}", bounds])
+    for name, title in SUMMARIZED.items():
+        found = comparison.ratio(name)
+        bounds = "" if math.isnan(found.low) else f"{found.low:.3g} to {found.high:.3g} times"
+        rows.append([title, *(f"{mean:.4g}" for mean in comparison.means(name)), f"{found.mean:.3g} times", bounds])
+    counts = [sum(run.num_nonfinite for run in side) for side in comparison.sides]
+    return [*rows, ["steps that are not finite", *map(str, counts), f"{counts[1] - counts[0]:+d}", ""]]
+
+
+def verdict(comparison: Comparison, rtol: float, atol: float) -> str:
+    """One sentence, which claims no more than the figures carry; runs that part nowhere by more than the tolerances count as the same."""
+    key, value, baseline, pairs = comparison.key, comparison.value, comparison.baseline, comparison.pairs
+    one, other = (name if key == _RUN else f"{key}={name}" for name in (baseline, value))
+    seeds = f"{len(pairs)} pairs of runs" if len(pairs) > 1 else "one pair of runs"
+    broken = [sum(run.num_nonfinite > 0 for run in side) for side in comparison.sides]
+    if any(broken):
+        return f"{other} has steps that are not finite in {broken[1]} and {one} in {broken[0]} of {len(pairs)} runs each."
+    for tolerances, says in (
+        ((0.0, 0.0), "are equal in every recorded number"),
+        ((rtol, atol), f"agree to {rtol:g} in every recorded number"),
+    ):
+        if all(pair.parting(*tolerances) is None and pair.baseline.steps == pair.other.steps for pair in pairs):
+            return f"{other} and {one} {says} ({seeds})."
+    metric = comparison.metric
+    found = comparison.differences(metric)
+    finals = comparison.means(metric)
+    ends = f"{metric} ends at {finals[1]:.4g} with {other} and at {finals[0]:.4g} with {one}"
+    if found.num < 2:
+        return f"{ends}, in one pair of runs: more seeds would tell whether that is chance."
+    bounds = f"the difference is {found.mean:+.3g}, with 95% confidence between {found.low:+.3g} and {found.high:+.3g} ({seeds})"
+    says = "a difference that chance does not explain" if found.excludes_zero else "no difference that chance could not explain"
+    return f"{ends}: {says}; {bounds}."
