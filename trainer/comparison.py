@@ -17,7 +17,7 @@ from trainer.errors import CheckpointError, ConfigError
 CONFIDENCE = 0.95
 SUMMARIZED = {"steps_per_second": "steps per second", "peak_memory_mb": "peak memory, MB"}  # numbers of summary.json that are compared
 _SEED, _RUN = "seed", "run"
-_NO_MATTER = ("resume", "trust", "logging", "checkpoint", "trainer.log_every", "trainer.steps_per_call", "trainer.replay")
+_NO_MATTER = ("resume", "trust", "logging", "checkpoint", "sweep", "trainer.log_every", "trainer.steps_per_call", "trainer.replay")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ norms of every step are in TensorBoard.
 
 _USAGE = """
 usage: gradtrain [GROUP=CHOICE ...] [KEY=VALUE ...]   trains; python -m trainer is the same
-       gradtrain -m KEY=VALUE,VALUE ...               trains every combination, one by one
+       gradtrain -m KEY=VALUE,VALUE ...               trains every combination
 """
 
 _OVERRIDES = {

@@ -25,8 +25,8 @@ from trainer.errors import CheckpointError, ConfigError
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
     "resume", "trust", "gradient", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.eval_every", "trainer.steps_per_call",
-    "trainer.on_nonfinite", "trainer.replay", "trainer.early_stopping", "strategy", "checkpoint", "logging", "data.stream",
-    "data.max_resident_mb",
+    "trainer.on_nonfinite", "trainer.replay", "trainer.early_stopping", "strategy", "checkpoint", "logging", "sweep",
+    "data.stream", "data.max_resident_mb",
 )  # fmt: skip
 
 

@@ -125,6 +125,13 @@ class Logging:
 
 
 @dataclasses.dataclass
+class Sweep:
+    """How the jobs of a sweep are run; what they compute does not depend on it."""
+
+    parallel: int = limited(1, minimum=1)  # at once; cores and GPUs are shared out among them
+
+
+@dataclasses.dataclass
 class Config:
     """The whole configuration."""
 
@@ -142,3 +149,4 @@ class Config:
     precision: Precision = dataclasses.field(default_factory=Precision)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     logging: Logging = dataclasses.field(default_factory=Logging)
+    sweep: Sweep = dataclasses.field(default_factory=Sweep)

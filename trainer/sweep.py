@@ -1,5 +1,7 @@
-"""`-m`: every job of a sweep in a fresh process, one after another, and a table at the end. Imports no TensorFlow."""
+"""`-m`: every job of a sweep in a fresh process, one or several at a time, and a table at the end. Imports no TensorFlow."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,6 +9,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import re
 import signal
 import sys
@@ -23,7 +26,7 @@ from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 
-from trainer import config, secrets
+from trainer import config, rundir, secrets
 from trainer.config import Job
 from trainer.errors import ConfigError, UserError, describe, report
 from trainer.progress import say
@@ -52,24 +55,72 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
         ConfigError: a job's configuration is wrong; then none is started.
     """
     jobs = expand(overrides, config_dir)
-    labels = _labels(jobs)
-    signals = _Forwarding()
-    outcomes = []
-    with signals:
-        for number, (job, label) in enumerate(zip(jobs, labels, strict=True), 1):
+    labels, signals = _labels(jobs), _Forwarding()
+    slots = _slots(min(jobs[0].config.sweep.parallel, len(jobs)))
+    free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+
+    def run_one(number: int, job: Job, label: str) -> Outcome:
+        name = f"[{number}/{len(jobs)}] {label}"
+        if (done := _done(job)) is not None:
+            say(f"{name}  is done, in {job.run_dir}")
+            return done
+        slot = free.get()
+        try:
             if signals.received is not None:
-                outcomes.append(Outcome("not run"))
-                continue
-            say(f"[{number}/{len(jobs)}] {label}  in {job.run_dir}")
-            outcome = _run_one(job, signals)
-            outcomes.append(outcome)
-            if outcome.state != "done":
-                print(f"[{number}/{len(jobs)}] {label} {outcome.state}: {outcome.cause}  ({job.run_dir})", file=sys.stderr, flush=True)
+                return Outcome("not run")
+            say(f"{name}  in {job.run_dir}")
+            outcome = _run_one(job, signals, slot, quiet=len(slots) > 1)
+        finally:
+            free.put(slot)
+        if outcome.state != "done":
+            print(f"{name} {outcome.state}: {outcome.cause}  ({job.run_dir})", file=sys.stderr, flush=True)
+        elif len(slots) > 1:
+            say(f"{name}  done: loss {_shown(outcome.summary.get('final', {}).get('loss'))}")
+        return outcome
+
+    with signals, concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
+        outcomes = list(pool.map(run_one, range(1, len(jobs) + 1), jobs, labels))
     _print_table(labels, outcomes)
     say(f"{sum(outcome.state == 'done' for outcome in outcomes)} of {len(jobs)} jobs done, in {jobs[0].run_dir.parent}")
     if signals.received is not None:
         return 128 + signals.received
     return int(any(outcome.state != "done" for outcome in outcomes))
+
+
+def _slots(parallel: int) -> list[dict[str, str]]:
+    """What the environment of each of the jobs that run at once says: its share of the cores, and its GPU."""
+    if parallel == 1:
+        return [{}]
+    threads = {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))}
+    gpus = _gpus()
+    return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(parallel)]
+
+
+def _gpus() -> list[str]:
+    """What names the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip()]
+    return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def _done(job: Job) -> Outcome | None:
+    """How a job ended that the same command has done before; None if it has not, or is to be done anew."""
+    if job.config.resume != "auto":
+        return None
+    status, summary = (_read(job.run_dir / name) for name in ("status.json", "summary.json"))
+    with contextlib.suppress(OSError):
+        stored = (job.run_dir / "config.yaml").read_text(encoding="utf-8")
+        if status.get("state") == "done" and summary and _lasting(stored) == _lasting(rundir.stored_config(job.config)):
+            return Outcome("done", summary=summary)
+    return None
+
+
+def _lasting(stored: str) -> dict[str, Any]:
+    """A stored configuration without what says how jobs are run."""
+    return {key: value for key, value in rundir.parsed(stored).items() if key not in ("sweep", "resume")}
 
 
 def expand(overrides: Sequence[str], config_dir: Path | None = None) -> list[Job]:
@@ -112,8 +163,8 @@ def _check_swept(parsed: Sequence[Override]) -> None:
     for override in parsed:
         if override.key_or_group == "hydra.run.dir":
             raise ConfigError(f"{override.input_line}: the jobs of a sweep have directories of their own; type hydra.sweep.dir=DIRECTORY")
-        if override.is_sweep_override() and override.is_hydra_override():
-            raise ConfigError(f"{override.input_line}: Hydra's own keys can't be swept")
+        if override.is_sweep_override() and (override.is_hydra_override() or str(override.key_or_group).startswith("sweep.")):
+            raise ConfigError(f"{override.input_line}: Hydra's own keys, and those of the sweep itself, can't be swept; type one value")
         if override.is_discrete_sweep():
             count *= sum(1 for _, _ in zip(override.sweep_iterator(), range(_MAX_JOBS + 1), strict=False))
         if count > _MAX_JOBS:
@@ -138,15 +189,15 @@ def _labels(jobs: Sequence[Job]) -> list[str]:
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:
     pairs = (secrets.masked(override.lstrip("+")).partition("=") for override in overrides)
-    return {key: value for key, _, value in pairs if key != "trust" and not key.startswith(("hydra.", "hydra/"))}
+    return {key: value for key, _, value in pairs if key != "trust" and not key.startswith(("hydra.", "hydra/", "sweep."))}
 
 
 class _Forwarding:
-    """While entered, SIGINT and SIGTERM end the running job by the same signal; the sweep then ends after it."""
+    """While entered, SIGINT and SIGTERM end the running jobs by the same signal; the sweep then ends after them."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.process: Any = None
+        self._running: set[int] = set()  # process numbers
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -157,25 +208,37 @@ class _Forwarding:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def started(self, process: Any) -> None:
-        """From now on signals are for this process; one that came while it started is passed on."""
-        self.process = process
+    def started(self, process: int) -> None:
+        """From now on signals are for this process too; one that came while it started is passed on."""
+        self._running.add(process)
         if self.received is not None:
-            os.kill(process.pid, self.received)
+            self._send(process, self.received)
+
+    def ended(self, process: int) -> None:
+        """Its number may be another's by now."""
+        self._running.discard(process)
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         self.received = number
-        if self.process is not None and self.process.is_alive():
-            os.kill(self.process.pid, number)
+        for process in list(self._running):
+            self._send(process, number)
+
+    @staticmethod
+    def _send(process: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
-def _run_one(job: Job, signals: _Forwarding) -> Outcome:
+def _run_one(job: Job, signals: _Forwarding, environment: dict[str, str], quiet: bool) -> Outcome:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(job, sender))
+    process = context.Process(target=_work, args=(job, sender, environment, quiet))
     process.start()
     sender.close()
-    signals.started(process)
+    assert process.pid is not None
+    signals.started(process.pid)
+    multiprocessing.connection.wait([process.sentinel])  # until it has ended, but before its number is given back
+    signals.ended(process.pid)
     process.join()
     status, summary = (_read(job.run_dir / name) for name in ("status.json", "summary.json"))
     cause = _received(receiver)
@@ -194,9 +257,18 @@ def _received(receiver: multiprocessing.connection.Connection) -> str:
         return ""
 
 
-def _work(job: Job, sender: multiprocessing.connection.Connection) -> None:
-    """The job's process: a session of its own, so that Ctrl-C reaches it once, through the sweep."""
+def _work(job: Job, sender: multiprocessing.connection.Connection, environment: dict[str, str], quiet: bool) -> None:
+    """The job's process: a session of its own, so that Ctrl-C reaches it once, through the sweep.
+
+    What it prints is in a file where there are others beside it (`quiet`).
+    """
     os.setsid()
+    os.environ.update({name: value for name, value in environment.items() if name not in os.environ or name == "CUDA_VISIBLE_DEVICES"})
+    if quiet:
+        job.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(f"{job.run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     setup_globals()  # the resolver of ${now:...}
 

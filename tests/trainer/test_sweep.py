@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,10 @@ FAKE_JOB = """
                 time.sleep(0.01)
             (path / "caught").write_text(" ".join(map(str, caught)))
             return 128 + caught[0]
+        if seed >= 10:  # until as many others are there as its tens say
+            while len(list(path.parent.glob("*/pid"))) < seed // 10:
+                time.sleep(0.01)
+            (path / "threads").write_text(os.environ["TF_NUM_INTRAOP_THREADS"])
         summary = {"steps": 10, "wall_seconds": 1.5, "steps_per_second": 6.7, "final": {"loss": 0.25, "eval/accuracy": 0.5 + seed / 100}}
         (path / "summary.json").write_text(json.dumps(summary))
         return 0
@@ -129,7 +135,7 @@ def test_sweeps_that_are_refused(overrides, words):
 
 
 @pytest.mark.slow
-@pytest.mark.fault
+@pytest.mark.fault(rows=[20])
 def test_failing_jobs_show_themselves_and_leave_the_others_running(fake, capfd):
     assert cli.main(["-m", "seed=0,1,2,3,4,5,7", "hydra.sweep.dir=here"]) == 1
     out, err = capfd.readouterr()
@@ -159,7 +165,7 @@ def test_a_sweep_without_failures(fake, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.fault
+@pytest.mark.fault(rows=[14])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_job_once_and_the_sweep_after_it(fake, number):
     parent = subprocess.Popen(
@@ -181,7 +187,88 @@ def test_a_signal_ends_the_job_once_and_the_sweep_after_it(fake, number):
 
 
 @pytest.mark.slow
-@pytest.mark.fault
+def test_jobs_run_at_once_and_are_listed_in_order(fake, capfd):
+    assert cli.main(["-m", "seed=20,21,7", "sweep.parallel=2", "hydra.sweep.dir=here"]) == 0  # the first two wait for each other
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert [line.split()[0] for line in out.partition("job ")[2].splitlines() if line.strip().startswith("seed=")] == [
+        "seed=20",
+        "seed=21",
+        "seed=7",
+    ]
+    assert "training" not in out
+    assert (fake / "here" / "seed-20.log").read_text() == "training 20\n"
+    assert (fake / "here" / "seed-21" / "threads").read_text() == str(max(1, os.cpu_count() // 2))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault(rows=[14])
+def test_a_signal_ends_all_jobs_that_run(fake):
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "-m",
+        "seed=6",
+        "loss=mse,mae",
+        "model=mlp,linear",
+        "sweep.parallel=2",
+        "hydra.sweep.dir=here",
+    ]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _wait_until(lambda: len(list((fake / "here").glob("*/ready"))) == 2)
+    parent.send_signal(signal.SIGTERM)
+    out, err = parent.communicate(timeout=60)
+    assert parent.returncode == 143
+    assert err.count(" stopped: ") == 2
+    assert out.count("not run") == 2
+    assert len(list((fake / "here").glob("*/caught"))) == 2
+    assert not any(_is_alive(int(path.read_text())) for path in (fake / "here").glob("*/pid"))
+
+
+@pytest.mark.fault(rows=[20])
+def test_the_same_command_runs_what_is_missing_only(tmp_path, capfd):
+    overrides = ["-m", "seed=1,2", "model.hidden=[8]", "trainer.steps=20", "trainer.compile=graph", f"hydra.sweep.dir={tmp_path}"]
+    process = subprocess.Popen([sys.executable, "-m", "trainer", *overrides], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _wait_until(lambda: (tmp_path / name(1) / "summary.json").exists() and (tmp_path / name(2) / "status.json").exists())
+    process.kill()
+    process.wait(timeout=60)
+    first = (tmp_path / name(1) / "summary.json").stat().st_mtime_ns
+    _wait_until(lambda: not _is_locked(tmp_path / name(2)))  # its job ends when it sees that the sweep is gone
+    assert cli.main(overrides) == 0
+    out, _ = capfd.readouterr()
+    assert f"seed=1  is done, in {tmp_path}" in out
+    assert (tmp_path / name(1) / "summary.json").stat().st_mtime_ns == first
+    assert "2 of 2 jobs done" in out
+    assert cli.main([*overrides, "sweep.parallel=2"]) == 0
+    assert capfd.readouterr().out.count("is done") == 2
+
+
+def name(seed: int) -> str:
+    return sweep.expand([f"seed={seed}", "model.hidden=[8]", "trainer.steps=20", "trainer.compile=graph"])[0].run_dir.name
+
+
+def _is_locked(path: Path) -> bool:
+    with open(path / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_results_are_the_same_whatever_runs_beside_them(tmp_path):
+    for parallel in (1, 2):
+        overrides = ["-m", "seed=1,2", "trainer.steps=60", "trainer.eval_every=30", f"sweep.parallel={parallel}"]
+        assert cli.main([*overrides, f"hydra.sweep.dir={tmp_path / str(parallel)}"]) == 0
+    for path in (tmp_path / "1").glob("*/metrics.jsonl"):
+        assert path.read_bytes() == (tmp_path / "2" / path.parent.name / path.name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.fault(rows=[14])
 def test_a_sweep_that_is_killed_leaves_no_orphan(fake):
     parent = subprocess.Popen([sys.executable, "-m", "trainer", "-m", "seed=6,0", "hydra.sweep.dir=here"], stdout=subprocess.DEVNULL)
     job_dir = fake / "here" / "seed-6"
@@ -192,10 +279,14 @@ def test_a_sweep_that_is_killed_leaves_no_orphan(fake):
     assert (job_dir / "caught").read_text() == str(int(signal.SIGTERM))
 
 
-def _wait_for(path: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
+def _wait_for(path: Path) -> None:
+    _wait_until(path.exists)
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
