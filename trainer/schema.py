@@ -129,6 +129,7 @@ class Sweep:
     """How the jobs of a sweep are run; what they compute does not depend on it."""
 
     parallel: int = limited(1, minimum=1)  # at once; cores and GPUs are shared out among them
+    compare: bool = False  # when they are through, by trainer.compare
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 
-from trainer import config, rundir, secrets
+from trainer import compare, config, rundir, secrets
 from trainer.config import Job
 from trainer.errors import ConfigError, UserError, describe, report
 from trainer.progress import say
@@ -52,7 +52,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
         0 if every job is done, 1 if one failed, 128 + the signal that stopped the sweep.
 
     Raises:
-        ConfigError: a job's configuration is wrong; then none is started.
+        ConfigError: a job's configuration is wrong; then none is started. Or the jobs can't be compared, as `sweep.compare` asks for.
     """
     jobs = expand(overrides, config_dir)
     labels, signals = _labels(jobs), _Forwarding()
@@ -86,6 +86,8 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     say(f"{sum(outcome.state == 'done' for outcome in outcomes)} of {len(jobs)} jobs done, in {jobs[0].run_dir.parent}")
     if signals.received is not None:
         return 128 + signals.received
+    if jobs[0].config.sweep.compare:
+        compare.run([str(jobs[0].run_dir.parent)])
     return int(any(outcome.state != "done" for outcome in outcomes))
 
 

@@ -259,6 +259,22 @@ def _is_locked(path: Path) -> bool:
 
 
 @pytest.mark.slow
+def test_a_sweep_ends_in_its_comparison(tmp_path, capfd):
+    overrides = [
+        "-m",
+        "gradient=auto,analytic",
+        "seed=1,2",
+        "loss=stable_mse",
+        "model.hidden=[8]",
+        "trainer.steps=20",
+        "trainer.compile=graph",
+    ]
+    assert cli.main([*overrides, "sweep.compare=true", f"hydra.sweep.dir={tmp_path}"]) == 0
+    assert "gradient.mode=analytic" in capfd.readouterr().out
+    assert "(2 pairs of runs)" in (tmp_path / "comparison.html").read_text()
+
+
+@pytest.mark.slow
 def test_results_are_the_same_whatever_runs_beside_them(tmp_path):
     for parallel in (1, 2):
         overrides = ["-m", "seed=1,2", "trainer.steps=60", "trainer.eval_every=30", f"sweep.parallel={parallel}"]
