@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import compare, config, rundir, secrets
+from trainer.board import Board
 from trainer.config import Job
 from trainer.errors import ConfigError, UserError, describe, report
 from trainer.progress import say
@@ -64,6 +65,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     def run_one(number: int, job: Job, label: str) -> Outcome:
         name = f"[{number}/{len(jobs)}] {label}"
         if (done := _done(job)) is not None:
+            board.set(number - 1, "done")
             say(f"{name}  is done, in {job.run_dir}")
             return done
         slot = free.get()
@@ -71,16 +73,19 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
             if signals.received is not None:
                 return Outcome("not run")
             say(f"{name}  in {job.run_dir}")
+            board.set(number - 1, "running")
             outcome = _run_one(job, signals, slot, quiet=len(slots) > 1)
         finally:
             free.put(slot)
+        board.set(number - 1, outcome.state)
         if outcome.state != "done":
             print(f"{name} {outcome.state}: {outcome.cause}  ({job.run_dir})", file=sys.stderr, flush=True)
         elif len(slots) > 1:
             say(f"{name}  done: loss {_shown(outcome.summary.get('final', {}).get('loss'))}")
         return outcome
 
-    with signals, concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
+    board = Board(jobs, labels, len(slots) > 1)
+    with signals, board, concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
         outcomes = list(pool.map(run_one, range(1, len(jobs) + 1), jobs, labels))
     _print_table(labels, outcomes)
     say(f"{sum(outcome.state == 'done' for outcome in outcomes)} of {len(jobs)} jobs done, in {jobs[0].run_dir.parent}")

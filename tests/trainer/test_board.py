@@ -1,0 +1,48 @@
+import json
+
+import pytest
+from rich.console import Console
+
+from trainer import board, sweep
+from trainer.board import Board, last_row
+
+
+def shown(table) -> list[list[str]]:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.split() for line in capture.get().splitlines()]
+
+
+def test_jobs_that_run_and_that_failed_are_shown(tmp_path, monkeypatch):
+    jobs = sweep.expand(["seed=1,2,3,4", "trainer.steps=110", f"hydra.sweep.dir={tmp_path}"])
+    live = Board(jobs, ["seed=1", "seed=2", "seed=3", "seed=4"], wanted=True)
+    now = 100.0
+    monkeypatch.setattr(board.time, "monotonic", lambda: now)
+    assert shown(live.table()) == [["4", "waiting"], ["job", "state", "step", "loss", "time", "left"]]
+    live.set(0, "running")
+    live.set(1, "failed")
+    live.set(2, "done")
+    metrics = jobs[0].run_dir / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"step": 10, "loss": 2.5}\n')
+    assert shown(live.table())[2:] == [["seed=1", "running", "10/110", "2.5"], ["seed=2", "failed"]]
+    now = 110.0
+    with metrics.open("a") as file:
+        file.write('{"step": 20, "loss": "NaN"}\n{"step": 30, "lo')
+    table = shown(live.table())
+    assert table[0] == ["1", "running,", "1", "failed,", "1", "done,", "1", "waiting"]
+    assert table[2] == ["seed=1", "running", "20/110", "NaN", "0:01:30"]
+
+
+@pytest.mark.parametrize(("content", "row"), [("", {}), ('{"step": 1}', {}), ("[1]\n", {}), ("{\n", {}), ('{"step": 1}\n', {"step": 1})])
+def test_last_rows(tmp_path, content, row):
+    (tmp_path / "metrics.jsonl").write_text(content)
+    assert last_row(tmp_path / "metrics.jsonl") == row
+    assert last_row(tmp_path / "none") == {}
+
+
+def test_the_last_row_of_a_long_file(tmp_path):
+    rows = [{"step": i, "loss": 0.5} for i in range(10_000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert last_row(tmp_path / "metrics.jsonl") == rows[-1]

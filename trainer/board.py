@@ -1,0 +1,83 @@
+"""What a person at the terminal sees of a sweep whose jobs run at once: a live table of those that run or have failed."""
+
+import collections
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from trainer.config import Job
+
+_TAIL = 1 << 16  # bytes at the end of a file of metrics, in which its last line is looked for
+
+
+class Board:
+    """Shows job, state, step, loss and the time left, where stdout is a terminal and `wanted`. Use as a context manager."""
+
+    def __init__(self, jobs: Sequence[Job], labels: Sequence[str], wanted: bool) -> None:
+        self._jobs, self._labels = jobs, labels
+        self._states = ["waiting"] * len(jobs)
+        self._started: dict[int, tuple[float, int]] = {}  # of a job that runs: when its first step was seen, and which that was
+        self._live = Live(get_renderable=self.table, refresh_per_second=2) if wanted and _is_terminal() else None
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def set(self, number: int, state: str) -> None:
+        """The state of a job, counted from 0."""
+        self._states[number] = state
+
+    def table(self) -> Table:
+        """The jobs as they stand."""
+        counts = collections.Counter(self._states)
+        table = Table(
+            box=None, header_style="bold", title=", ".join(f"{count} {state}" for state, count in counts.items()), title_justify="left"
+        )
+        for title in ("job", "state", "step", "loss", "time left"):
+            table.add_column(title, justify="left" if title in ("job", "state") else "right")
+        for i, (job, label, state) in enumerate(zip(self._jobs, self._labels, self._states, strict=True)):
+            if state in ("running", "failed", "stopped"):
+                row = last_row(job.run_dir / "metrics.jsonl")
+                total = job.config.trainer.steps
+                step = f"{row['step']}" + (f"/{total}" if total else "") if row else ""
+                loss = row.get("loss", "")
+                left = self._left(i, row.get("step"), total) if state == "running" else ""
+                table.add_row(label, state, step, f"{loss:.4g}" if isinstance(loss, float) else str(loss), left)
+        return table
+
+    def _left(self, number: int, step: int | None, total: int | None) -> str:
+        if step is None or total is None:
+            return ""
+        since, first = self._started.setdefault(number, (time.monotonic(), step))
+        if step <= first:
+            return ""
+        seconds = round((total - step) * (time.monotonic() - since) / (step - first))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of metrics; empty where there is none yet."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().split(b"\n")
+        row = json.loads(lines[-2]) if len(lines) > 1 else {}
+    except (OSError, ValueError):
+        return {}
+    return row if isinstance(row, dict) and "step" in row else {}
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
