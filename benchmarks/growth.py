@@ -27,6 +27,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from trainer.rundir import last_row
+
 MOST_MEMORY, LEAST_SPEED, STEEPEST = 1.05, 0.9, 1.15
 _QUIET = ("trainer.eval_every=0", "checkpoint.every=0", "gradient.verify_at_start=false")
 SIZES: dict[str, tuple[list[float], Callable[[float], list[str]]]] = {
@@ -68,12 +70,7 @@ def samples(arguments: Sequence[str], done: Callable[[], int], every: float) -> 
 
 def last_step(path: Path) -> int:
     """The number in the last whole line of metrics.jsonl, 0 before there is one."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8192))
-        found = re.findall(rb'^{"step": (\d+), .*}\n', file.read(), re.MULTILINE)
-    return int(found[-1]) if found else 0
+    return int(last_row(path).get("step", 0))
 
 
 def rate(taken: Sequence[Sample], first: float, last: float) -> float:

@@ -1,20 +1,15 @@
 """What a person at the terminal sees of a sweep whose jobs run at once: a live table of those that run or have failed."""
 
 import collections
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.live import Live
 from rich.table import Table
 
 from trainer.config import Job
-
-_TAIL = 1 << 16  # bytes at the end of a file of metrics, in which its last line is looked for
+from trainer.rundir import last_row
 
 
 class Board:
@@ -65,18 +60,6 @@ class Board:
             return ""
         seconds = round((total - step) * (time.monotonic() - since) / (step - first))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of metrics; empty where there is none yet."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().split(b"\n")
-        row = json.loads(lines[-2]) if len(lines) > 1 else {}
-    except (OSError, ValueError):
-        return {}
-    return row if isinstance(row, dict) and "step" in row else {}
 
 
 def _is_terminal() -> bool:

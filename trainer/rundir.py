@@ -29,6 +29,8 @@ _MAY_CHANGE = (
     "data.stream", "data.max_resident_mb",
 )  # fmt: skip
 
+_TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which its last line is looked for
+
 
 @dataclasses.dataclass
 class RunDir:
@@ -187,6 +189,18 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl, as a dict with "step"; empty where there is none yet, or it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().split(b"\n")
+        row = json.loads(lines[-2]) if len(lines) > 1 else {}
+    except (OSError, ValueError):
+        return {}
+    return row if isinstance(row, dict) and "step" in row else {}
 
 
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:

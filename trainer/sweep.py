@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 
-from trainer import compare, config, rundir, secrets
+from trainer import config, rundir, secrets
 from trainer.board import Board
 from trainer.config import Job
 from trainer.errors import ConfigError, UserError, describe, report
@@ -92,6 +92,8 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     if signals.received is not None:
         return 128 + signals.received
     if jobs[0].config.sweep.compare:
+        from trainer import compare  # which imports NumPy
+
         compare.run([str(jobs[0].run_dir.parent)])
     return int(any(outcome.state != "done" for outcome in outcomes))
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import resource
@@ -254,7 +253,7 @@ def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str
     if snapshot is None:
         if resume == "must":
             raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
-        if logged := _last_line(run):
+        if logged := rundir.last_row(run.file("metrics.jsonl")):
             say(f"warning: no checkpoint in {folder}: the run begins anew, and so does metrics.jsonl, which went to step {logged['step']}")
         return State(), compiled
     try:
@@ -331,19 +330,11 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
         "gradient_check": proof,
         "compile": compiled,
         "time_shares": {activity: round(share, 4) for activity, share in outcome.time_shares.items()},
-        "final": {tag: plain(value) for tag, value in (outcome.final or _last_line(run)).items() if tag != "step"},
+        "final": {
+            tag: plain(value) for tag, value in (outcome.final or rundir.last_row(run.file("metrics.jsonl"))).items() if tag != "step"
+        },
         "best": {tag: plain(value) for tag, value in state.best.items()},
     }
-
-
-def _last_line(run: RunDir) -> dict[str, Any]:
-    """The scalars of the last step that metrics.jsonl holds."""
-    path = run.file("metrics.jsonl")
-    try:
-        line = json.loads(path.read_bytes().splitlines()[-1])
-        return line if "step" in line and isinstance(line, dict) else {}
-    except (OSError, ValueError, IndexError, TypeError):  # nothing is logged, or what is there is damaged
-        return {}
 
 
 def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:

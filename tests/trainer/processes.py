@@ -1,6 +1,5 @@
 """Runs in processes of their own, as users start them, for tests of what breaks."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer import checkpoints
+from trainer.rundir import last_row
 
 ROOT = Path(__file__).parents[2]
 # Long enough that no machine is through before a signal at two thirds of it arrives.
@@ -44,13 +44,7 @@ def wait_for(process: subprocess.Popen, condition: Callable[[], object]) -> None
 
 def last_step(folder: Path) -> int:
     """The last step whose line is whole."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().split(b"\n")[:-1]
-    return json.loads(lines[-1])["step"] if lines else 0
+    return last_row(folder / "metrics.jsonl").get("step", 0)
 
 
 def signaled(process: subprocess.Popen, *numbers: signal.Signals, then: Callable[[], object] = lambda: None) -> tuple[int, str]:

@@ -1,10 +1,7 @@
-import json
-
-import pytest
 from rich.console import Console
 
 from trainer import board, sweep
-from trainer.board import Board, last_row
+from trainer.board import Board
 
 
 def shown(table) -> list[list[str]]:
@@ -33,16 +30,3 @@ def test_jobs_that_run_and_that_failed_are_shown(tmp_path, monkeypatch):
     table = shown(live.table())
     assert table[0] == ["1", "running,", "1", "failed,", "1", "done,", "1", "waiting"]
     assert table[2] == ["seed=1", "running", "20/110", "NaN", "0:01:30"]
-
-
-@pytest.mark.parametrize(("content", "row"), [("", {}), ('{"step": 1}', {}), ("[1]\n", {}), ("{\n", {}), ('{"step": 1}\n', {"step": 1})])
-def test_last_rows(tmp_path, content, row):
-    (tmp_path / "metrics.jsonl").write_text(content)
-    assert last_row(tmp_path / "metrics.jsonl") == row
-    assert last_row(tmp_path / "none") == {}
-
-
-def test_the_last_row_of_a_long_file(tmp_path):
-    rows = [{"step": i, "loss": 0.5} for i in range(10_000)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert last_row(tmp_path / "metrics.jsonl") == rows[-1]

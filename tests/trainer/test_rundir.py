@@ -74,3 +74,16 @@ def test_the_environment_is_plain_json():
     found = rundir.environment(["/device:CPU:0"])
     assert json.loads(json.dumps(found)) == found
     assert found["packages"]["tensorflow"]
+
+
+@pytest.mark.parametrize(("content", "row"), [("", {}), ('{"step": 1}', {}), ("[1]\n", {}), ("{\n", {}), ('{"step": 1}\n', {"step": 1})])
+def test_last_rows(tmp_path, content, row):
+    (tmp_path / "metrics.jsonl").write_text(content)
+    assert rundir.last_row(tmp_path / "metrics.jsonl") == row
+    assert rundir.last_row(tmp_path / "none") == {}
+
+
+def test_the_last_row_of_a_long_file(tmp_path):
+    rows = [{"step": i, "loss": 0.5} for i in range(10_000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rundir.last_row(tmp_path / "metrics.jsonl") == rows[-1]
