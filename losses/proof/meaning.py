@@ -106,7 +106,8 @@ def _follow(batch: Batch, mode: str, displacement: Tensors) -> tuple[np.ndarray,
         if holds is None:
             holds = ~bad.any(axis=0) & known.all(axis=0)
         wrong = bad.sum(axis=0) > _NUM_PANELS // 2
-        settled = np.abs(integral.sum(axis=0) - whole) <= allowed.sum(axis=0)  # as the panel that they are parts of
+        with np.errstate(invalid="ignore"):  # a panel may be infinite
+            settled = np.abs(integral.sum(axis=0) - whole) <= allowed.sum(axis=0)  # as the panel that they are parts of
         worst = np.argmax(np.where(bad, off, -np.inf), axis=0)
         if not bad.any() or (zoom >= _NUM_ZOOMS and ((wrong & settled).any() or not wrong.any())):
             break

@@ -35,7 +35,7 @@ def test_breslow_ties_and_any_order(mode):
     np.testing.assert_allclose(gradient, [11 * 3 / 6, 11 * 1 / 6 - 1, 11 * 2 / 6 - 10], rtol=1e-12)
 
 
-@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("how", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", ["analytic", "auto"])
 def test_against_the_definition(mode, how):
     """More examples than one doubling reaches, many of them tied, against the [n, n] mask in float64."""

@@ -164,6 +164,7 @@ def test_a_loss_that_is_not_finite_is_one_in_half_precision_too(tmp_path):
         train(tmp_path, "precision=mixed_float16", "optimizer.learning_rate=1e30")
 
 
+@pytest.mark.slow
 def test_all_that_is_learned_goes_on(tmp_path):
     """The loss scale and its counter are in the checkpoint."""
     overrides = ("precision=mixed_float16", "precision.loss_scale=1e7", "precision.loss_scale_every=4")

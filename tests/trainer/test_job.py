@@ -74,7 +74,7 @@ def test_global_norm_is_the_norm_of_the_variables_norms(tmp_path):
         assert line["grad_norm/clipped"] == pytest.approx(min(0.5, line["grad_norm/global"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("compiled", ["graph", "chunk"])
+@pytest.mark.parametrize("compiled", ["graph", pytest.param("chunk", marks=pytest.mark.slow)])
 def test_the_same_command_twice_is_the_same_to_the_bit(tmp_path, compiled):
     for name in ("one", "two"):
         train(tmp_path / name, f"trainer.compile={compiled}")
@@ -101,7 +101,10 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, overrides):
     [
         ["schedule=warmup_cosine", "optimizer=nadam"],
         ["precision=mixed_float16", "precision.loss_scale_every=4"],
-        ["trainer.early_stopping.patience=2", "trainer.early_stopping.min_delta=10", "trainer.steps=90", "trainer.compile=chunk"],
+        pytest.param(
+            ["trainer.early_stopping.patience=2", "trainer.early_stopping.min_delta=10", "trainer.steps=90", "trainer.compile=chunk"],
+            marks=pytest.mark.slow,
+        ),
         ["trainer.ema_decay=0.9", "model.batch_normalization=true", "model.dropout=0.2"],
     ],
 )

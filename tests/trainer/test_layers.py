@@ -184,7 +184,7 @@ def test_replicas_train_as_one_device():
         np.testing.assert_allclose(sum(ours.values), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("xla", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_keras_own_fit(xla):
     histories = []
     for _ in range(2):
