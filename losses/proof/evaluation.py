@@ -45,10 +45,11 @@ def evaluate(
     dy = tf.constant(np.ones(batch) if dy is None else dy, tf.float64)
     mask = None if mask is None else tf.convert_to_tensor(mask)
     function = _function(loss, mode, how)
-    if how != "eager":  # traced once for all batch sizes
+    if how != "eager" and not (loss.coupled or loss.structured or loss.shared):  # where a size that is not known is no more work
+        # Traced once for all batch sizes.
         function.get_concrete_function(
             None if y_true is None else map_entries(_any_batch, y_true),
-            map_entries(lambda key, p: p if key in loss.shared else _any_batch(key, p), y_pred),
+            map_entries(_any_batch, y_pred),
             _any_batch(None, dy),
             None if mask is None else _any_batch(None, mask),
         )
