@@ -78,7 +78,7 @@ def strike(folder: Path, num_steps: int, num_left: int, startup: float, rng: ran
         else:
             # So far ahead that all of the signals find the run at work.
             moment, patience = "training", rng.uniform(0, 0.1)
-            target = logged + rng.randrange(1, max(2, 2 * (num_steps - logged) // (num_left + 1)))
+            target = logged + rng.randrange(1, max(2, (num_steps - logged) // (num_left + 1)))
         deadline = time.monotonic() + _TIMEOUT
         while target is not None and process.poll() is None and last_step(folder / "metrics.jsonl") < target:
             if time.monotonic() > deadline:

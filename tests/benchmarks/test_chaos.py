@@ -9,7 +9,7 @@ from trainer import checkpoints
 
 @pytest.mark.fault(rows=[1])
 def test_a_run_that_is_killed_ends_as_the_undisturbed_one(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["chaos", "--kills", "4", "--steps", "200", "--seed", "1"])
+    monkeypatch.setattr("sys.argv", ["chaos", "--kills", "4", "--steps", "400", "--seed", "1"])
     assert chaos.main() == 0, capsys.readouterr().err
     assert "4 times killed" in capsys.readouterr().out
 
