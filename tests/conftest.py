@@ -50,7 +50,8 @@ def pytest_terminal_summary(terminalreporter):
     for heading in ("Row", "Fault, or input", "What happens", "Tests", "Seconds", "Outcome"):
         table.add_column(heading, justify="right" if heading in ("Row", "Tests", "Seconds") else "left", no_wrap=heading == "Outcome")
     for row, outcomes in sorted(_outcomes.items()):
-        bad = sorted({outcome for outcome, _ in outcomes if outcome != "passed"})
+        found = {outcome for outcome, _ in outcomes}
+        bad = sorted(found if found == {"skipped"} else found - {"passed", "skipped"})  # of several ways to try a row one may be skipped
         seconds = sum(seconds for _, seconds in outcomes)
         table.add_row(str(row), *titles.get(row, ("?", "?")), str(len(outcomes)), f"{seconds:.1f}", ", ".join(bad) or "passed")
     without = ", ".join(str(row) for row in sorted(titles.keys() - _outcomes.keys()))
