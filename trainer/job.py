@@ -106,10 +106,7 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
         raise ConfigError(
             f"{run.path} holds a run of another configuration ({'; '.join(differing)}): type those values, or another hydra.run.dir"
         )
-    status = run.read("status.json") or {}  # one that is damaged says nothing, and the checkpoints tell
-    length = [rundir.parsed(text).get("trainer") or {} for text in (before, config)]
-    same_length = all(length[0].get(key) == length[1].get(key) for key in ("steps", "epochs"))
-    return status.get("state") == "done" and same_length
+    return rundir.is_finished(run.path, before, config)
 
 
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:

@@ -29,7 +29,7 @@ _MAY_CHANGE = (
     "data.stream", "data.max_resident_mb",
 )  # fmt: skip
 
-_TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which its last line is looked for
+_TAIL = 1 << 14  # bytes at the end of metrics.jsonl in which its last line is looked for at first
 
 
 @dataclasses.dataclass
@@ -50,11 +50,7 @@ class RunDir:
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file, or None where there is none, or a damaged one."""
-        try:
-            found = json.loads(self.file(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        return found if isinstance(found, dict) else None
+        return read_json(self.file(name))
 
     def config(self) -> str:
         """config.yaml as it is stored; CheckpointError where it can't be read."""
@@ -86,6 +82,15 @@ class RunDir:
         self.write("status.json", {"state": state, "cause": cause, "exit_code": exit_code})
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of a run that holds a JSON object; None where there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def claim(path: Path) -> RunDir:
     """Creates or reopens a run directory and locks it.
 
@@ -113,10 +118,8 @@ def _is_ours(path: Path) -> bool:
         return True
     if any(path.glob("checkpoints/step-*/manifest.json")):
         return True
-    with contextlib.suppress(OSError, ValueError):
-        status = json.loads((path / "status.json").read_text(encoding="utf-8"))
-        if isinstance(status, dict) and status.keys() >= {"state", "cause", "exit_code"}:
-            return True
+    if (read_json(path / "status.json") or {}).keys() >= {"state", "cause", "exit_code"}:
+        return True
     with contextlib.suppress(OSError, ValueError):
         keys = re.findall(r"^(\w+):", (path / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
         return set(keys) >= {"model", "data", "loss", "gradient", "optimizer", "trainer", "checkpoint"}
@@ -162,7 +165,20 @@ def fingerprint(stored: str) -> str:
 
 
 def _may_change(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)
+    return is_within(key, _MAY_CHANGE)
+
+
+def is_within(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or within a section that is."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+
+def is_finished(path: Path, stored: str, current: str) -> bool:
+    """Whether the run in a directory has come to the end that the current configuration asks for."""
+    length = [parsed(text).get("trainer") or {} for text in (stored, current)]
+    same_length = all(length[0].get(key) == length[1].get(key) for key in ("steps", "epochs"))
+    status = read_json(path / "status.json") or {}  # one that is damaged says nothing, and the checkpoints tell
+    return status.get("state") == "done" and same_length
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -195,8 +211,11 @@ def last_row(path: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl, as a dict with "step"; empty where there is none yet, or it is damaged."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = file.read().split(b"\n")
+            size, tail, lines = os.fstat(file.fileno()).st_size, 0, [b""]
+            while len(lines) < 3 and tail < size:  # a line is as long as a model has variables
+                tail = min(size, 4 * tail or _TAIL)
+                file.seek(size - tail)
+                lines = file.read(tail).split(b"\n")
         row = json.loads(lines[-2]) if len(lines) > 1 else {}
     except (OSError, ValueError):
         return {}

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -29,7 +28,7 @@ from rich.table import Table
 from trainer import config, rundir, secrets
 from trainer.board import Board
 from trainer.config import Job
-from trainer.errors import ConfigError, UserError, describe, report
+from trainer.errors import CheckpointError, ConfigError, UserError, describe, report
 from trainer.progress import say
 
 _MAX_NAME = 100  # characters of a job's directory name
@@ -119,17 +118,12 @@ def _done(job: Job) -> Outcome | None:
     """How a job ended that the same command has done before; None if it has not, or is to be done anew."""
     if job.config.resume != "auto":
         return None
-    status, summary = (_read(job.run_dir / name) for name in ("status.json", "summary.json"))
-    with contextlib.suppress(OSError):
-        stored = (job.run_dir / "config.yaml").read_text(encoding="utf-8")
-        if status.get("state") == "done" and summary and _lasting(stored) == _lasting(rundir.stored_config(job.config)):
+    summary = rundir.read_json(job.run_dir / "summary.json")
+    with contextlib.suppress(OSError, CheckpointError):  # the job itself says what is wrong
+        stored, current = (job.run_dir / "config.yaml").read_text(encoding="utf-8"), rundir.stored_config(job.config)
+        if summary and not rundir.differing_keys(stored, current) and rundir.is_finished(job.run_dir, stored, current):
             return Outcome("done", summary=summary)
     return None
-
-
-def _lasting(stored: str) -> dict[str, Any]:
-    """A stored configuration without what says how jobs are run."""
-    return {key: value for key, value in rundir.parsed(stored).items() if key not in ("sweep", "resume")}
 
 
 def expand(overrides: Sequence[str], config_dir: Path | None = None) -> list[Job]:
@@ -249,7 +243,7 @@ def _run_one(job: Job, signals: _Forwarding, environment: dict[str, str], quiet:
     multiprocessing.connection.wait([process.sentinel])  # until it has ended, but before its number is given back
     signals.ended(process.pid)
     process.join()
-    status, summary = (_read(job.run_dir / name) for name in ("status.json", "summary.json"))
+    status, summary = (rundir.read_json(job.run_dir / name) or {} for name in ("status.json", "summary.json"))
     cause = _received(receiver)
     if process.exitcode == 0:
         return Outcome("done", summary=summary)
@@ -306,14 +300,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the job ended before it wrote this
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _print_table(labels: Sequence[str], outcomes: Sequence[Outcome]) -> None:

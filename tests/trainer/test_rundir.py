@@ -83,7 +83,8 @@ def test_last_rows(tmp_path, content, row):
     assert rundir.last_row(tmp_path / "none") == {}
 
 
-def test_the_last_row_of_a_long_file(tmp_path):
-    rows = [{"step": i, "loss": 0.5} for i in range(10_000)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+@pytest.mark.parametrize("num_tags", [1, 10_000])
+def test_the_last_row_of_a_long_file(tmp_path, num_tags):
+    rows = [{"step": i} | {f"grad_norm/{k}": 0.5 for k in range(num_tags)} for i in range(40)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 40, "grad')
     assert rundir.last_row(tmp_path / "metrics.jsonl") == rows[-1]
