@@ -1,6 +1,5 @@
 """The command that checks gradients: `python -m trainer.check loss=NAME` one loss, without an override the whole catalogue."""
 
-import argparse
 import concurrent.futures
 import json
 import os
@@ -8,13 +7,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from trainer.arguments import Parser, main
 from trainer.errors import ConfigError
-from trainer.errors import report as report_error
 from trainer.imports import lean
 from trainer.silence import quiet
 
@@ -71,15 +70,9 @@ Exit status 0 only when everything holds. gradcheck.json and gradcheck.html go t
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; python -m trainer.check --help shows what there is")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trainer.check", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("python -m trainer.check")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--mutants", action="store_true")
     parser.add_argument("--output", default=_FOLDER)
     parser.add_argument("--seed", type=int, default=0)
@@ -196,7 +189,4 @@ def _cell(finding: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report_error(error))
+    main(run)

@@ -9,7 +9,6 @@ A directory counts only if its manifest and checksum hold and its weights are fi
     python -m trainer.checkpoints RUN         lists those of a run
 """
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -18,20 +17,19 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.arguments import Parser, main
 from trainer.errors import CheckpointError, ConfigError
-from trainer.errors import report as report_error
 
 _ARRAYS, _MANIFEST = "arrays.npz", "manifest.json"
 _ASIDE = "damaged-"  # before the names of directories that are set aside
@@ -291,15 +289,9 @@ Exit status 0 if the newest one is valid, 4 if it is not, or if there is none.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; python -m trainer.checkpoints --help shows what there is")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trainer.checkpoints", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("python -m trainer.checkpoints")
     parser.add_argument("run", nargs="?")
-    parser.add_argument("-h", "--help", action="store_true")
     return parser
 
 
@@ -365,7 +357,4 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report_error(error))
+    main(run)

@@ -1,17 +1,18 @@
 """The command line: trains by default, and answers help, configuration and completion without TensorFlow."""
 
-import argparse
 import contextlib
 import difflib
+import importlib
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from trainer import __version__
+from trainer.arguments import Parser
 from trainer.errors import ConfigError, report
 
 if TYPE_CHECKING:
@@ -80,44 +81,17 @@ def train(arguments: Sequence[str]) -> int:
     return job.run(wanted)
 
 
-def check(arguments: Sequence[str]) -> int:
-    """Checks the gradients of losses."""
-    from trainer import check as command
-
-    return command.run(arguments)
+def _module(name: str) -> Callable[[Sequence[str]], int]:
+    """A command that is a module of its own, imported when it is asked for."""
+    return lambda arguments: int(importlib.import_module(f"trainer.{name}").run(arguments))
 
 
-def checkpoints(arguments: Sequence[str]) -> int:
-    """Lists the checkpoints of a run."""
-    from trainer import checkpoints as command
-
-    return command.run(arguments)
+COMMANDS = {"train": train} | {name: _module(name) for name in ("check", "checkpoints", "compare")}
 
 
-def compare(arguments: Sequence[str]) -> int:
-    """Compares runs."""
-    from trainer import compare as command
-
-    return command.run(arguments)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "check": check, "checkpoints": checkpoints, "compare": compare}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            hint = f"did you mean {close[0]}?" if close else "gradtrain --help shows what there is"
-            raise ConfigError(f"{unknown[1]}: there is no such option; {hint}")
-        raise ConfigError(f"{message}; gradtrain --help shows what there is")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gradtrain", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("gradtrain")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))

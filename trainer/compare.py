@@ -1,21 +1,20 @@
 """The command that compares runs: `python -m trainer.compare RUN... | SWEEP`. Imports no TensorFlow."""
 
-import argparse
 import csv
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from trainer.arguments import Parser, main
 from trainer.comparison import SUMMARIZED, Comparison, Interval, Run, compare, figures, read, verdict
 from trainer.comparison_page import page
 from trainer.errors import ConfigError
-from trainer.errors import report as report_error
 from trainer.logs import plain
 
 _FOLDER = "outputs/comparison"
@@ -55,15 +54,9 @@ confidence intervals, and a verdict; comparison.json, comparison.csv and compari
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; python -m trainer.compare --help shows what there is")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m trainer.compare", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("python -m trainer.compare")
     parser.add_argument("runs", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--key")
     parser.add_argument("--baseline")
     parser.add_argument("--output")
@@ -170,7 +163,4 @@ def _assert_equal(comparisons: Sequence[Comparison], rtol: float, atol: float) -
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report_error(error))
+    main(run)

@@ -52,7 +52,8 @@ def test_a_wrong_loss_of_ones_own(tmp_path, capsys, monkeypatch):
     [
         (["loss=hubr"], "did you mean huber"),
         (["loss=huber", "loss.dleta=1"], "did you mean loss.delta"),
-        (["loss=huber", "--mutant"], "--help shows what there is"),
+        (["loss=huber", "--mutant"], "--mutant: there is no such option; did you mean --mutants"),
+        (["loss=huber", "--zzz"], "--zzz: there is no such option; python -m trainer.check --help shows what there is"),
         (["loss=huber", "--seed=x"], "--seed"),
         (["loss=huber", "--seed=-1"], "--seed=-1: must be a whole number from 0 on"),
         (["loss=huber", f"--output={__file__}/in_a_file"], "in_a_file: Not a directory; type a folder"),
