@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.growth import command, last_step
-from trainer import checkpoints
+from trainer import snapshots
 
 KINDS: dict[str, tuple[signal.Signals, ...]] = {
     "SIGKILL": (signal.SIGKILL,),
@@ -121,7 +121,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     if (one / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes():
         found.append("metrics.jsonl differs")
-    (expected, _), (snapshot, _) = (checkpoints.load_newest(run / "checkpoints") for run in (one, other))
+    (expected, _), (snapshot, _) = (snapshots.load_newest(run / "checkpoints") for run in (one, other))
     assert expected is not None
     assert snapshot is not None
     if (snapshot.step, snapshot.state) != (expected.step, expected.state):

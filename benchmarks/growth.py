@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trainer.rundir import last_row
+from trainer.json_files import last_row
 
 MOST_MEMORY, LEAST_SPEED, STEEPEST = 1.05, 0.9, 1.15
 _QUIET = ("trainer.eval_every=0", "checkpoint.every=0", "gradient.verify_at_start=false")

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from trainer.config import Job
-from trainer.rundir import last_row
+from trainer.json_files import last_row
 
 
 class Board:

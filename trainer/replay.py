@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trainer import build, checkpoints
+from trainer import build, snapshots
 from trainer.config import Job
 from trainer.errors import ConfigError
 from trainer.forensics import Forensics
@@ -41,7 +41,7 @@ def replay(job: Job, run: RunDir, placement: build.Placement) -> None:
             "is no longer among its checkpoints; divergence.json has what was found then"
         )
     data, learner, _ = build_all(job, placement)
-    snapshot = checkpoints.load(folder)
+    snapshot = snapshots.load(folder)
     if snapshot.state["data"] != data.fingerprint():
         raise ConfigError(f"the data are not those that the run in {run.path} has seen: bring them back")
     learner.restore(snapshot.arrays)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainer import __version__, secrets
 from trainer.errors import CheckpointError, ConfigError
+from trainer.json_files import read_json
 
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
@@ -28,8 +29,6 @@ _MAY_CHANGE = (
     "trainer.on_nonfinite", "trainer.replay", "trainer.early_stopping", "strategy", "checkpoint", "logging", "sweep",
     "data.stream", "data.max_resident_mb",
 )  # fmt: skip
-
-_TAIL = 1 << 14  # bytes at the end of metrics.jsonl in which its last line is looked for at first
 
 
 @dataclasses.dataclass
@@ -80,15 +79,6 @@ class RunDir:
 
     def status(self, state: str, cause: str | None = None, exit_code: int | None = None) -> None:
         self.write("status.json", {"state": state, "cause": cause, "exit_code": exit_code})
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file of a run that holds a JSON object; None where there is none, or it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def claim(path: Path) -> RunDir:
@@ -205,21 +195,6 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
-
-
-def last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl, as a dict with "step"; empty where there is none yet, or it is damaged."""
-    try:
-        with open(path, "rb") as file:
-            size, tail, lines = os.fstat(file.fileno()).st_size, 0, [b""]
-            while len(lines) < 3 and tail < size:  # a line is as long as a model has variables
-                tail = min(size, 4 * tail or _TAIL)
-                file.seek(size - tail)
-                lines = file.read(tail).split(b"\n")
-        row = json.loads(lines[-2]) if len(lines) > 1 else {}
-    except (OSError, ValueError):
-        return {}
-    return row if isinstance(row, dict) and "step" in row else {}
 
 
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:

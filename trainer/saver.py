@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from trainer import checkpoints
+from trainer import snapshots
 from trainer.errors import CheckpointError
 from trainer.progress import say
 
@@ -35,7 +35,7 @@ class Saver:
         if kind is None:
             self._wait()
 
-    def put(self, snapshot: checkpoints.Snapshot, best_step: int | None, last: bool) -> None:
+    def put(self, snapshot: snapshots.Snapshot, best_step: int | None, last: bool) -> None:
         """Hands over what nobody changes any more. Returns when the checkpoint before it is written; the last one is waited for too.
 
         Raises:
@@ -51,9 +51,9 @@ class Saver:
         if pending:
             pending.result()
 
-    def _save(self, snapshot: checkpoints.Snapshot, best_step: int | None, last: bool) -> None:
+    def _save(self, snapshot: snapshots.Snapshot, best_step: int | None, last: bool) -> None:
         try:
-            checkpoints.save(self._folder, snapshot, self._keep, best_step, self._flush)
+            snapshots.save(self._folder, snapshot, self._keep, best_step, self._flush)
             self._failures = 0
         except CheckpointError as error:
             self._failures += 1

@@ -29,6 +29,7 @@ from trainer import config, rundir, secrets
 from trainer.board import Board
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError, describe, report
+from trainer.json_files import read_json
 from trainer.progress import say
 
 _MAX_NAME = 100  # characters of a job's directory name
@@ -118,7 +119,7 @@ def _done(job: Job) -> Outcome | None:
     """How a job ended that the same command has done before; None if it has not, or is to be done anew."""
     if job.config.resume != "auto":
         return None
-    summary = rundir.read_json(job.run_dir / "summary.json")
+    summary = read_json(job.run_dir / "summary.json")
     with contextlib.suppress(OSError, CheckpointError):  # the job itself says what is wrong
         stored, current = (job.run_dir / "config.yaml").read_text(encoding="utf-8"), rundir.stored_config(job.config)
         if summary and not rundir.differing_keys(stored, current) and rundir.is_finished(job.run_dir, stored, current):
@@ -243,7 +244,7 @@ def _run_one(job: Job, signals: _Forwarding, environment: dict[str, str], quiet:
     multiprocessing.connection.wait([process.sentinel])  # until it has ended, but before its number is given back
     signals.ended(process.pid)
     process.join()
-    status, summary = (rundir.read_json(job.run_dir / name) or {} for name in ("status.json", "summary.json"))
+    status, summary = (read_json(job.run_dir / name) or {} for name in ("status.json", "summary.json"))
     cause = _received(receiver)
     if process.exitcode == 0:
         return Outcome("done", summary=summary)

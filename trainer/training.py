@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from losses.base import LossError, map_entries
 from losses.proof import start
-from trainer import build, checkpoints, compiling, rundir, schema
+from trainer import build, compiling, rundir, schema, snapshots
 from trainer.audit import Audit
 from trainer.chunk import Chunk, make_chunk
 from trainer.config import Job
@@ -25,6 +25,7 @@ from trainer.data.prepare import Prepared
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation import LARGER_IS_BETTER, make_evaluate, metric_names
 from trainer.forensics import Forensics
+from trainer.json_files import last_row
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
 from trainer.loop import Outcome, Plan, State, run_loop
@@ -106,7 +107,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         }
         best_step = int(state.best["step"]) if state.best else None
         arrays = learner.capture()  # copies: the variables change while they are written
-        snapshot = checkpoints.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays))
+        snapshot = snapshots.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays))
         saver.put(dataclasses.replace(snapshot, anchor=state.anchor) if rollback.wanted else snapshot, best_step, last)
 
     with placement.scope():
@@ -246,14 +247,14 @@ def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str
     folder = run.file("checkpoints")
     if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{folder} can't be written: type another hydra.run.dir, or chmod u+rwx {folder}")
-    checkpoints.clean(folder)
-    snapshot, problems = checkpoints.load_newest(folder)
+    snapshots.clean(folder)
+    snapshot, problems = snapshots.load_newest(folder)
     for problem in problems:
         say(f"warning: {problem}; going back to an older checkpoint")
     if snapshot is None:
         if resume == "must":
             raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
-        if logged := rundir.last_row(run.file("metrics.jsonl")):
+        if logged := last_row(run.file("metrics.jsonl")):
             say(f"warning: no checkpoint in {folder}: the run begins anew, and so does metrics.jsonl, which went to step {logged['step']}")
         return State(), compiled
     try:
@@ -286,7 +287,7 @@ def _hold_anchor(run: RunDir, state: State, rollback: Rollback) -> None:
     if state.anchor == 0:  # the beginning, which is held already
         return
     try:
-        rollback.arrays = checkpoints.load(run.file("checkpoints") / f"step-{state.anchor:08d}").arrays
+        rollback.arrays = snapshots.load(run.file("checkpoints") / f"step-{state.anchor:08d}").arrays
     except CheckpointError as error:
         say(f"warning: {error}; trainer.on_nonfinite=rollback goes back to step {state.step} instead")
         state.anchor = state.step
@@ -308,7 +309,7 @@ def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, di
     return examine
 
 
-def _check_about(about: dict[str, Any], snapshot: checkpoints.Snapshot, run: RunDir) -> None:
+def _check_about(about: dict[str, Any], snapshot: snapshots.Snapshot, run: RunDir) -> None:
     """Refuses a checkpoint of another configuration (config.yaml was lost, or the checkpoint moved here); says which versions changed."""
     if snapshot.about["config_sha256"] != about["config_sha256"]:
         raise ConfigError(
@@ -330,9 +331,7 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
         "gradient_check": proof,
         "compile": compiled,
         "time_shares": {activity: round(share, 4) for activity, share in outcome.time_shares.items()},
-        "final": {
-            tag: plain(value) for tag, value in (outcome.final or rundir.last_row(run.file("metrics.jsonl"))).items() if tag != "step"
-        },
+        "final": {tag: plain(value) for tag, value in (outcome.final or last_row(run.file("metrics.jsonl"))).items() if tag != "step"},
         "best": {tag: plain(value) for tag, value in state.best.items()},
     }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import checkpoints
-from trainer.rundir import last_row
+from trainer import snapshots
+from trainer.json_files import last_row
 
 ROOT = Path(__file__).parents[2]
 # Long enough that no machine is through before a signal at two thirds of it arrives.
@@ -60,7 +60,7 @@ def signaled(process: subprocess.Popen, *numbers: signal.Signals, then: Callable
 def assert_same(one: Path, other: Path) -> None:
     """The same metrics at every step, weights, optimizer slots and all other state, to the bit."""
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
-    (expected, _), (found, _) = checkpoints.load_newest(one / "checkpoints"), checkpoints.load_newest(other / "checkpoints")
+    (expected, _), (found, _) = snapshots.load_newest(one / "checkpoints"), snapshots.load_newest(other / "checkpoints")
     assert found.state == expected.state
     assert found.arrays.keys() == expected.arrays.keys()
     for name, array in expected.arrays.items():

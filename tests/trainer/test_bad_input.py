@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import trainer
-from trainer import checkpoints, cli, config, job, rundir, secrets, yaml_files
+from trainer import cli, config, job, rundir, secrets, snapshots, yaml_files
 from trainer.errors import CheckpointError
 
 ROOT = Path(trainer.__file__).parents[1]
@@ -457,7 +457,7 @@ def test_a_crafted_keras_file_is_never_opened(refused, here):
 
 @pytest.mark.fault(rows=[27])
 def test_a_crafted_checkpoint_is_never_unpickled(here):
-    checkpoints.save(here, checkpoints.Snapshot(1, {"w": np.ones(3)}, {}), keep=1, best_step=None)
+    snapshots.save(here, snapshots.Snapshot(1, {"w": np.ones(3)}, {}), keep=1, best_step=None)
     (folder,) = here.glob("step-*")
     evil = io.BytesIO()
     np.savez(evil, w=np.array([Evil()]))
@@ -465,9 +465,9 @@ def test_a_crafted_checkpoint_is_never_unpickled(here):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest |= {"size": len(evil.getvalue()), "sha256": hashlib.sha256(evil.getvalue()).hexdigest()}
     del manifest["manifest_sha256"]
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": checkpoints._digest(manifest)}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": snapshots._digest(manifest)}))
     with pytest.raises(CheckpointError, match="is damaged: ValueError: Object arrays cannot be loaded"):
-        checkpoints.load(folder)
+        snapshots.load(folder)
     assert not (here / "canary").exists()
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import checkpoints, compiling, config, job
+from trainer import compiling, config, job, snapshots
 from trainer.errors import ConfigError, DivergedError
 
 QUICK = ("trainer.steps=24", "trainer.eval_every=0", "gradient.verify_at_start=false", "optimizer=sgd", "optimizer.learning_rate=0.1")
@@ -78,7 +78,7 @@ def test_state_of_layers_on_replicas(tmp_path):
         command = [sys.executable, "-m", "trainer", "--config-dir", str(tmp_path / "conf"), *QUICK, *overrides]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": str(tmp_path)})
         lines[way] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        arrays[way] = checkpoints.load_newest(folder / "checkpoints")[0].arrays
+        arrays[way] = snapshots.load_newest(folder / "checkpoints")[0].arrays
     assert_alike(lines["step"], lines["graph"], 1e-4)
     for name, array in arrays["graph"].items():
         np.testing.assert_allclose(arrays["step"][name], array, rtol=1e-3, atol=1e-5, err_msg=name)

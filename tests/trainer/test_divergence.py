@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import build, checkpoints, cli, config, schema, training
+from trainer import build, cli, config, schema, snapshots, training
 from trainer.data.order import Order
 from trainer.data.prepare import split
 from trainer.forensics import Forensics
@@ -201,8 +201,8 @@ def lines(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def newest(run_dir: Path) -> checkpoints.Snapshot:
-    snapshot, problems = checkpoints.load_newest(run_dir / "checkpoints")
+def newest(run_dir: Path) -> snapshots.Snapshot:
+    snapshot, problems = snapshots.load_newest(run_dir / "checkpoints")
     assert not problems
     assert all(np.isfinite(array).all() for array in snapshot.arrays.values())
     return snapshot

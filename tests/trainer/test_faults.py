@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.processes import ENDLESS, ROOT, assert_same, finish, last_step, signaled, wait_for
-from trainer import checkpoints
-from trainer.checkpoints import Snapshot
+from trainer import snapshots
+from trainer.snapshots import Snapshot
 
 pytestmark = pytest.mark.fault
 
@@ -50,7 +50,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, start, tmp_pat
     found, output = signaled(process, number)
     assert found == exit_code
     assert "goes on" in output
-    assert checkpoints.load_newest(tmp_path / "checkpoints")[0].step == last_step(tmp_path) < 12000
+    assert snapshots.load_newest(tmp_path / "checkpoints")[0].step == last_step(tmp_path) < 12000
     if number == signal.SIGTERM:  # both go on alike
         assert finish(tmp_path).returncode == 0
         assert_same(undisturbed, tmp_path)
@@ -61,7 +61,7 @@ def test_a_signal_while_it_starts_saves_too(undisturbed, start, tmp_path):
     process = start(tmp_path)
     wait_for(process, (tmp_path / "status.json").exists)
     assert signaled(process, signal.SIGTERM)[0] == 143
-    assert checkpoints.load_newest(tmp_path / "checkpoints")[0].step < 12000
+    assert snapshots.load_newest(tmp_path / "checkpoints")[0].step < 12000
     assert finish(tmp_path).returncode == 0
     assert_same(undisturbed, tmp_path)
 
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_the_run_goes_on_when_there
     assert "Traceback" not in result.stderr
     assert steps_of(folder) == [10, 5]
     assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert checkpoints.load_newest(folder / "checkpoints")[0].step == 10
+    assert snapshots.load_newest(folder / "checkpoints")[0].step == 10
     if way == "tmpfs":
         small_disk(8000)
     result = finish(folder, *SHORT)
@@ -186,7 +186,7 @@ def test_a_log_that_cannot_be_written_is_one_warning_and_training_goes_on(tmp_pa
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: metrics can't be written: ")
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
-    assert checkpoints.load_newest(tmp_path / "checkpoints")[0].step == 600
+    assert snapshots.load_newest(tmp_path / "checkpoints")[0].step == 600
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert 50 < len(steps) < 600
@@ -226,7 +226,7 @@ def test_a_run_goes_on_on_two_replicas(halves, tmp_path):
     assert lines[0][:17] == lines[1][:17]
     for expected, found in zip(*lines, strict=True):
         assert found == pytest.approx(expected, rel=2e-5), expected["step"]
-    arrays = [checkpoints.load_newest(path / "checkpoints")[0].arrays for path in (straight, folder)]
+    arrays = [snapshots.load_newest(path / "checkpoints")[0].arrays for path in (straight, folder)]
     for name, array in arrays[0].items():
         np.testing.assert_allclose(arrays[1][name], array, rtol=1e-3, atol=1e-6, err_msg=name)
 
@@ -347,7 +347,7 @@ def test_killed_in_the_middle_of_a_save_and_before_its_rename(undisturbed, start
         assert signaled(process, signal.SIGKILL)[0] == -signal.SIGKILL
         (temporary,) = (folder / "checkpoints").glob(".step-*.tmp")
         assert sorted(path.name for path in temporary.iterdir()) == litter
-        assert checkpoints.load_newest(folder / "checkpoints")[0].step == 500
+        assert snapshots.load_newest(folder / "checkpoints")[0].step == 500
     assert finish(folder).returncode == 0
     assert not list((folder / "checkpoints").glob(".*"))
     assert_same(undisturbed, folder)
@@ -363,7 +363,7 @@ def test_a_signal_while_a_save_is_slow_and_the_loop_goes_on_meanwhile(start_stuc
     assert exit_code == 143
     assert "goes on" in output
     assert steps_of(folder)[0] == last_step(folder) >= 1500
-    assert checkpoints.problem(folder / "checkpoints" / f"step-{last_step(folder):08d}") is None
+    assert snapshots.problem(folder / "checkpoints" / f"step-{last_step(folder):08d}") is None
 
 
 @pytest.mark.fault(rows=[13])
@@ -374,7 +374,7 @@ def test_a_second_signal_ends_it_at_once_while_the_disk_is_stuck(start_stuck, tm
     assert exit_code in (130, 143)
     assert not go.exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
-    assert checkpoints.load_newest(folder / "checkpoints")[0].step == 500
+    assert snapshots.load_newest(folder / "checkpoints")[0].step == 500
 
 
 # A model with a layer that waits, until a file named "go" is there, while a step is traced or while an evaluation is computed.
@@ -425,7 +425,7 @@ def test_a_signal_during_the_first_trace_and_during_an_evaluation(start, tmp_pat
     (step,) = steps_of(folder)
     assert step == last_step(folder)
     assert step == 20 if phase == "evaluation" else 1 <= step <= 20
-    assert checkpoints.load_newest(folder / "checkpoints")[0].step == step
+    assert snapshots.load_newest(folder / "checkpoints")[0].step == step
 
 
 @pytest.mark.fault(rows=[34])
@@ -452,7 +452,7 @@ SAVE = """
 import os, shutil, signal, sys
 from pathlib import Path
 import numpy as np
-from trainer import checkpoints
+from trainer import snapshots
 
 folder, step, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 calls = 0
@@ -468,14 +468,14 @@ def deadly(function):
 
 for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir"):
     setattr(os, name, deadly(getattr(os, name)))
-checkpoints.clean(folder)
-checkpoints.load_newest(folder)
-checkpoints.save(folder, checkpoints.Snapshot(step, {"w": np.full(1000, step, np.float32)}, {"loop": step}), keep=2, best_step=None)
+snapshots.clean(folder)
+snapshots.load_newest(folder)
+snapshots.save(folder, snapshots.Snapshot(step, {"w": np.full(1000, step, np.float32)}, {"loop": step}), keep=2, best_step=None)
 """
 
 
 def save(folder: Path, step: int) -> None:
-    checkpoints.save(folder, Snapshot(step, {"w": np.full(1000, step, np.float32)}, {"loop": step}), keep=2, best_step=None)
+    snapshots.save(folder, Snapshot(step, {"w": np.full(1000, step, np.float32)}, {"loop": step}), keep=2, best_step=None)
 
 
 @pytest.mark.fault(rows=[2])
@@ -497,14 +497,14 @@ def test_a_save_that_is_killed_leaves_a_valid_checkpoint(tmp_path, step, damaged
         returncode = subprocess.run(arguments, env=environment, timeout=60, check=False).returncode
         assert returncode in (0, -signal.SIGKILL)
 
-        checkpoints.clean(folder)
+        snapshots.clean(folder)
         assert not list(folder.glob(".*"))
-        snapshot, _ = checkpoints.load_newest(folder)
+        snapshot, _ = snapshots.load_newest(folder)
         assert snapshot.step in ((step,) if returncode == 0 else (1, step) if damaged else (2, step))
         np.testing.assert_array_equal(snapshot.arrays["w"], np.full(1000, snapshot.step, np.float32))
         save(folder, 4)
         kept = sorted(folder.glob("step-*"))
-        assert [checkpoints.load(path).step for path in kept] == [snapshot.step, 4]
+        assert [snapshots.load(path).step for path in kept] == [snapshot.step, 4]
         if returncode == 0:
             break
         calls += 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import __version__, checkpoints, config, job, rundir
+from trainer import __version__, config, job, rundir, snapshots
 from trainer.errors import CheckpointError, ConfigError, DataError, DivergedError
 
 QUICK = ("trainer.steps=30", "trainer.eval_every=10", "gradient.verify_at_start=false", "trainer.steps_per_call=8", "trainer.compile=graph")
@@ -31,7 +31,7 @@ def read(folder: Path, name: str) -> dict:
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    snapshot, problems = checkpoints.load_newest(folder / "checkpoints")
+    snapshot, problems = snapshots.load_newest(folder / "checkpoints")
     assert not problems
     return snapshot.arrays
 
@@ -117,7 +117,7 @@ def test_a_run_that_lost_its_end_finds_all_of_its_state(tmp_path, overrides):
     (tmp_path / "cut" / "summary.json").unlink()
     assert train(tmp_path / "cut", "checkpoint.every=25", "checkpoint.keep=5", *overrides) == 0
     assert_same(tmp_path / "whole", tmp_path / "cut")
-    whole, cut = (checkpoints.load_newest(tmp_path / name / "checkpoints")[0] for name in ("whole", "cut"))
+    whole, cut = (snapshots.load_newest(tmp_path / name / "checkpoints")[0] for name in ("whole", "cut"))
     assert (whole.step, whole.state, whole.about) == (30, cut.state, cut.about)
     expected = read(tmp_path / "whole", "summary.json")
     assert {key: read(tmp_path / "cut", "summary.json")[key] for key in ("best", "final", "compile")} == {
@@ -126,7 +126,7 @@ def test_a_run_that_lost_its_end_finds_all_of_its_state(tmp_path, overrides):
 
 
 def test_steps_go_on_while_a_checkpoint_is_written_and_none_of_theirs_is_in_it(tmp_path, monkeypatch):
-    save = checkpoints.save
+    save = snapshots.save
 
     def slow(folder, snapshot, *arguments):
         until = time.monotonic() + 60
@@ -137,9 +137,9 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_none_of_theirs_is_in_it(t
 
     train(tmp_path / "short", "trainer.steps=10", "trainer.eval_every=0")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", slow)
+        patch.setattr(snapshots, "save", slow)
         train(tmp_path / "run", "trainer.steps=19", "trainer.eval_every=0", "checkpoint.every=10")
-    found = checkpoints.load(tmp_path / "run" / "checkpoints" / "step-00000010")
+    found = snapshots.load(tmp_path / "run" / "checkpoints" / "step-00000010")
     for name, array in weights(tmp_path / "short").items():
         np.testing.assert_array_equal(found.arrays[name], array, err_msg=name)
     assert found.state["loop"]["step"] == 10
@@ -147,7 +147,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_none_of_theirs_is_in_it(t
 
 def test_a_checkpoint_says_what_it_is_of_and_no_other_run_goes_on_from_it(tmp_path, capsys, monkeypatch):
     train(tmp_path, "seed=7")
-    about = checkpoints.load_newest(tmp_path / "checkpoints")[0].about
+    about = snapshots.load_newest(tmp_path / "checkpoints")[0].about
     assert about["seed"] == 7
     assert about["versions"].keys() == {"python", "tensorflow", "keras", "numpy", "gradtrain"}
     assert None not in about["versions"].values()
@@ -387,10 +387,10 @@ def test_a_run_that_lost_its_checkpoints_says_that_it_begins_anew(tmp_path, caps
 @pytest.mark.parametrize("state", [{}, {"loop": {"step": "x"}}, {"loop": {"step": 30, "other": 1}}, {"loop": {"step": 9}}, []])
 def test_a_checkpoint_of_another_make_is_refused(tmp_path, state):
     train(tmp_path)
-    newest = checkpoints.load_newest(tmp_path / "checkpoints")[0]
+    newest = snapshots.load_newest(tmp_path / "checkpoints")[0]
     shutil.rmtree(tmp_path / "checkpoints")
     state = newest.state | state if state else state
-    checkpoints.save(tmp_path / "checkpoints", dataclasses.replace(newest, state=state), 2, None)
+    snapshots.save(tmp_path / "checkpoints", dataclasses.replace(newest, state=state), 2, None)
     with pytest.raises(CheckpointError, match=r"the checkpoint of step 30 in .*: type another hydra\.run\.dir"):
         train(tmp_path, "trainer.steps=40")
 

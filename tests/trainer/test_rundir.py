@@ -74,17 +74,3 @@ def test_the_environment_is_plain_json():
     found = rundir.environment(["/device:CPU:0"])
     assert json.loads(json.dumps(found)) == found
     assert found["packages"]["tensorflow"]
-
-
-@pytest.mark.parametrize(("content", "row"), [("", {}), ('{"step": 1}', {}), ("[1]\n", {}), ("{\n", {}), ('{"step": 1}\n', {"step": 1})])
-def test_last_rows(tmp_path, content, row):
-    (tmp_path / "metrics.jsonl").write_text(content)
-    assert rundir.last_row(tmp_path / "metrics.jsonl") == row
-    assert rundir.last_row(tmp_path / "none") == {}
-
-
-@pytest.mark.parametrize("num_tags", [1, 10_000])
-def test_the_last_row_of_a_long_file(tmp_path, num_tags):
-    rows = [{"step": i} | {f"grad_norm/{k}": 0.5 for k in range(num_tags)} for i in range(40)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 40, "grad')
-    assert rundir.last_row(tmp_path / "metrics.jsonl") == rows[-1]

@@ -3,10 +3,10 @@ import threading
 import numpy as np
 import pytest
 
-from trainer import checkpoints
-from trainer.checkpoints import Snapshot
+from trainer import snapshots
 from trainer.errors import CheckpointError
 from trainer.saver import Saver
+from trainer.snapshots import Snapshot
 
 
 class Disk:
@@ -14,8 +14,8 @@ class Disk:
 
     def __init__(self, monkeypatch):
         self.go, self.reached, self.failing = threading.Event(), threading.Event(), set()
-        self._save = checkpoints.save
-        monkeypatch.setattr(checkpoints, "save", self.save)
+        self._save = snapshots.save
+        monkeypatch.setattr(snapshots, "save", self.save)
 
     def save(self, folder, snapshot, *arguments):
         self.reached.set()
@@ -41,7 +41,7 @@ def saver(folder, flush=lambda step: None):
 
 
 def saved(folder):
-    return [checkpoints.load(path).step for path in sorted(folder.glob("step-*"))]
+    return [snapshots.load(path).step for path in sorted(folder.glob("step-*"))]
 
 
 @pytest.mark.fault(rows=[5])

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from trainer import checkpoints, config, job
+from trainer import config, job, snapshots
 from trainer.audit import Audit
 from trainer.data.base import Examples, StreamedSource
 from trainer.data.order import Order
@@ -285,7 +285,7 @@ def lines(folder):
 
 
 def weights(folder):
-    return checkpoints.load_newest(folder / "checkpoints")[0].arrays
+    return snapshots.load_newest(folder / "checkpoints")[0].arrays
 
 
 def assert_same_run(one, other):
