@@ -31,13 +31,19 @@ def _nothing_kept():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Keeps the outcome of every test that is marked with the rows of docs/faults.md that it shows."""
+    """Writes the rows of docs/faults.md that a test is marked with on its report, which goes from a worker's process to that which prints."""
     report = yield
-    if report.when == "call" or report.outcome != "passed":  # a fixture that fails, too
-        rows = {row for mark in item.iter_markers("fault") for row in mark.kwargs.get("rows", [])}
-        for row in rows:
-            _outcomes[row].append((report.outcome, report.duration))
+    rows = {row for mark in item.iter_markers("fault") for row in mark.kwargs.get("rows", [])}
+    report.user_properties += [("row of faults", row) for row in sorted(rows) if ("row of faults", row) not in report.user_properties]
     return report
+
+
+def pytest_runtest_logreport(report):
+    """Keeps the outcome."""
+    if report.when == "call" or report.outcome != "passed":  # a fixture that fails, too
+        for name, value in report.user_properties:
+            if name == "row of faults":
+                _outcomes[value].append((report.outcome, report.duration))
 
 
 def pytest_terminal_summary(terminalreporter):
