@@ -6,14 +6,18 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from losses import modes
-from losses.proof import evaluation, second
+from trainer.silence import quiet
 
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+with quiet():
+    import tensorflow as tf
+
+    from losses import modes
+    from losses.proof import evaluation, second
+
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 
 _FAULTS = Path(__file__).parents[1] / "docs" / "faults.md"
 _outcomes: dict[int, list[tuple[str, float]]] = defaultdict(list)  # of a row: its tests' outcomes and seconds
