@@ -35,7 +35,7 @@ def _nothing_kept():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Writes the rows of docs/faults.md that a test is marked with on its report, which goes from a worker's process to that which prints."""
+    """Writes on a test's report the rows of docs/faults.md that it is marked with; a worker hands the report to who prints."""
     report = yield
     rows = {row for mark in item.iter_markers("fault") for row in mark.kwargs.get("rows", [])}
     report.user_properties += [("row of faults", row) for row in sorted(rows) if ("row of faults", row) not in report.user_properties]

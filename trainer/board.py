@@ -1,7 +1,6 @@
 """What a person at the terminal sees of a sweep whose jobs run at once: a live table of those that run or have failed."""
 
 import collections
-import sys
 import time
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from trainer.config import Job
 from trainer.json_files import last_row
+from trainer.progress import is_terminal
 
 
 class Board:
@@ -19,7 +19,7 @@ class Board:
         self._jobs, self._labels = jobs, labels
         self._states = ["waiting"] * len(jobs)
         self._started: dict[int, tuple[float, int]] = {}  # of a job that runs: when its first step was seen, and which that was
-        self._live = Live(get_renderable=self.table, refresh_per_second=2) if wanted and _is_terminal() else None
+        self._live = Live(get_renderable=self.table, refresh_per_second=2) if wanted and is_terminal() else None
 
     def __enter__(self) -> "Board":
         if self._live:
@@ -60,7 +60,3 @@ class Board:
             return ""
         seconds = round((total - step) * (time.monotonic() - since) / (step - first))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _is_terminal() -> bool:
-    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()

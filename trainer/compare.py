@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.arguments import Parser, main
-from trainer.comparison import SUMMARIZED, Comparison, Interval, Run, compare, figures, read, verdict
+from trainer.comparison import SUMMARIZED, Comparison, Interval, Tolerance, compare, figures, verdict
 from trainer.comparison_page import page
 from trainer.errors import ConfigError
 from trainer.logs import plain
+from trainer.progress import is_terminal
+from trainer.recorded import Run, read
 
 _FOLDER = "outputs/comparison"
 _MOST_PARTED = 10  # pairs that are listed
@@ -30,13 +32,12 @@ def run(arguments: Sequence[str]) -> int:
     if not (options.rtol >= 0 and options.atol >= 0):
         raise ConfigError(f"--rtol={options.rtol} --atol={options.atol}: must be numbers from 0 on")
     runs = list({run.path.resolve(): run for path in options.runs for run in read(Path(path))}.values())
-    comparisons = compare(runs, options.key, options.baseline)
-    only = Path(options.runs[0])
-    folder = Path(options.output or (only if len(options.runs) == 1 else _FOLDER))
-    _write(folder, comparisons, runs, options.rtol, options.atol)
-    _print(comparisons, options.rtol, options.atol)
+    comparisons = compare(runs, options.key, options.baseline, Tolerance(options.rtol, options.atol))
+    folder = Path(options.output or (options.runs[0] if len(options.runs) == 1 else _FOLDER))
+    _write(folder, comparisons, runs)
+    _print(comparisons)
     Console().print(f"{folder / 'comparison.html'} shows it", markup=False, highlight=False, soft_wrap=True)
-    return _assert_equal(comparisons, options.rtol, options.atol) if options.assert_equal else 0
+    return _assert_equal(comparisons) if options.assert_equal else 0
 
 
 _HELP = f"""python -m trainer.compare RUN... [--key KEY] [--baseline VALUE] [--output DIR] [--assert-equal] [--rtol R] [--atol A]
@@ -61,27 +62,27 @@ def _parser() -> Parser:
     parser.add_argument("--baseline")
     parser.add_argument("--output")
     parser.add_argument("--assert-equal", action="store_true")
-    parser.add_argument("--rtol", type=float, default=1e-5)
-    parser.add_argument("--atol", type=float, default=1e-8)
+    parser.add_argument("--rtol", type=float, default=Tolerance.relative)
+    parser.add_argument("--atol", type=float, default=Tolerance.absolute)
     return parser
 
 
-def _write(folder: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], rtol: float, atol: float) -> None:
+def _write(folder: Path, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = [_told(comparison, rtol, atol) for comparison in comparisons]
+        content = [_told(comparison) for comparison in comparisons]
         (folder / "comparison.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (folder / "comparison.html").write_text(page(comparisons, rtol, atol), encoding="utf-8")
+        (folder / "comparison.html").write_text(page(comparisons), encoding="utf-8")
         with open(folder / "comparison.csv", "w", encoding="utf-8", newline="") as file:
             _write_csv(file, comparisons, runs)
     except OSError as error:
         raise ConfigError(f"--output={folder} can't be written: {error.strerror}; type a folder that can") from error
 
 
-def _told(comparison: Comparison, rtol: float, atol: float) -> dict[str, Any]:
+def _told(comparison: Comparison) -> dict[str, Any]:
     pairs = []
     for pair in comparison.pairs:
-        parting = pair.parting(rtol, atol)
+        parting = pair.parting
         pairs.append(
             {
                 "seed": pair.seed,
@@ -100,7 +101,7 @@ def _told(comparison: Comparison, rtol: float, atol: float) -> dict[str, Any]:
         "setting": comparison.setting,
         "baseline": comparison.baseline,
         "value": comparison.value,
-        "verdict": verdict(comparison, rtol, atol),
+        "verdict": verdict(comparison),
         "differences": {tag: _told_interval(comparison.differences(tag)) for tag in comparison.tags},
         "ratios": {name: _told_interval(comparison.ratio(name)) for name in SUMMARIZED},
         "pairs": pairs,
@@ -129,7 +130,7 @@ def _write_csv(file: Any, comparisons: Sequence[Comparison], runs: Sequence[Run]
         writer.writerow([*cells, *("" if math.isnan(n) else f"{n:.9g}" for n in numbers)])
 
 
-def _print(comparisons: Sequence[Comparison], rtol: float, atol: float) -> None:
+def _print(comparisons: Sequence[Comparison]) -> None:
     table = Table("", "at the end", "baseline", "other", "difference", "95% interval", title=f"{comparisons[0].key}, compared")
     for comparison in comparisons:
         name = f"{comparison.setting} {comparison.value} against {comparison.baseline}".strip()
@@ -137,28 +138,27 @@ def _print(comparisons: Sequence[Comparison], rtol: float, atol: float) -> None:
             table.add_row(name, *row)
             name = ""
         table.add_section()
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if is_terminal() else 140)
     console.print(table)
     for comparison in comparisons:
-        console.print(
-            f"{comparison.setting}: {verdict(comparison, rtol, atol)}".removeprefix(": "), markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"{comparison.setting}: {verdict(comparison)}".removeprefix(": "), markup=False, highlight=False, soft_wrap=True)
         for run in comparison.unmatched:
             console.print(f"warning: {run.path} has no partner", markup=False, highlight=False, soft_wrap=True)
 
 
-def _assert_equal(comparisons: Sequence[Comparison], rtol: float, atol: float) -> int:
+def _assert_equal(comparisons: Sequence[Comparison]) -> int:
     parted = []
     for pair in (pair for comparison in comparisons for pair in comparison.pairs):
         if pair.baseline.steps != pair.other.steps:
             parted.append(f"{pair.other.path} has {pair.other.steps} steps, {pair.baseline.path} {pair.baseline.steps}")
-        elif found := pair.parting(rtol, atol):
+        elif found := pair.parting:
             values = f"{found.values[1]:.9g} instead of {found.values[0]:.9g}"
             parted.append(f"{pair.other.path} parts from {pair.baseline.path} at step {found.step}: {found.tag} is {values}")
     for line in parted[:_MOST_PARTED]:
         print(line, file=sys.stderr)
     if parted:
-        print(f"error: {len(parted)} pairs are not equal within rtol={rtol:g} and atol={atol:g}", file=sys.stderr)
+        within = comparisons[0].pairs[0].tolerance
+        print(f"error: {len(parted)} pairs are not equal within rtol={within.relative:g} and atol={within.absolute:g}", file=sys.stderr)
     return int(bool(parted))
 
 

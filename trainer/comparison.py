@@ -4,106 +4,20 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from trainer import rundir, trust
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import ConfigError
+from trainer.recorded import Run
 
 CONFIDENCE = 0.95
 SUMMARIZED = {"steps_per_second": "steps per second", "peak_memory_mb": "peak memory, MB"}  # numbers of summary.json that are compared
 _SEED, _RUN = "seed", "run"
 _NO_MATTER = ("resume", "trust", "logging", "checkpoint", "sweep", "trainer.log_every", "trainer.steps_per_call", "trainer.replay")
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """One scalar of a run, at the steps at which it was recorded."""
-
-    steps: np.ndarray  # int64 [n], ascending
-    values: np.ndarray  # float64 [n]
-
-    @property
-    def last(self) -> float:
-        return float(self.values[-1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run directory says."""
-
-    path: Path
-    config: dict[str, Any]  # flat
-    series: dict[str, Series]  # by tag
-    state: str  # done, running, failed, stopped
-    summary: dict[str, Any]
-
-    @property
-    def steps(self) -> int:
-        return int(max(series.steps[-1] for series in self.series.values()))
-
-    @functools.cached_property
-    def num_nonfinite(self) -> int:
-        """Steps whose loss or global gradient norm is not finite."""
-        parts = [self.series[tag] for tag in ("loss", "grad_norm/global") if tag in self.series]
-        return len(set().union(*(part.steps[~np.isfinite(part.values)].tolist() for part in parts)))
-
-    def figure(self, name: str) -> float:
-        """The last value of a tag, or a number of the summary; NaN where there is none."""
-        if name in self.series:
-            return self.series[name].last
-        value = self.summary.get(name)
-        return float(value) if isinstance(value, int | float) else math.nan
-
-
-def read(path: Path) -> list[Run]:
-    """The runs in a directory: itself one, or a sweep's.
-
-    Raises:
-        ConfigError: there is no run in it, or one that has recorded nothing.
-    """
-    found = [path] if (path / "config.yaml").is_file() else sorted(config.parent for config in path.glob("*/config.yaml"))
-    if not found:
-        raise ConfigError(
-            f"{path} is neither a run's directory nor a sweep's: type the directory that hydra.run.dir or hydra.sweep.dir named"
-        )
-    return [_read_run(each) for each in found]
-
-
-def _read_run(path: Path) -> Run:
-    try:
-        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # what a killed run left of a line is not one
-        series = _series(map(json.loads, lines))
-        config = rundir.flat(rundir.parsed((path / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
-        raise ConfigError(f"the run in {path} can't be read: {error}: leave it out, or train it anew") from error
-    if "loss" not in series:
-        raise ConfigError(f"the run in {path} has recorded no step: leave it out, or train it by the command that made it")
-    status, summary = (_json(path / name) for name in ("status.json", "summary.json"))
-    return Run(path, config, series, str(status.get("state", "unknown")), summary)
-
-
-def _series(rows: Iterable[dict[str, Any]]) -> dict[str, Series]:
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    for row in rows:
-        step = row.pop("step")
-        for tag, value in row.items():
-            steps, values = found.setdefault(tag, ([], []))
-            steps.append(step)
-            values.append(float(value))  # of "NaN" and "inf" too
-    return {tag: Series(np.array(steps), np.array(values)) for tag, (steps, values) in found.items()}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,19 +56,37 @@ class Parting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """By how much two recorded numbers may differ and still count as the same."""
+
+    relative: float = 1e-5  # of the baseline's
+    absolute: float = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
 class Pair:
     """Two runs that differ in the compared key alone."""
 
     seed: Any
     baseline: Run
     other: Run
+    tolerance: Tolerance
 
-    def parting(self, rtol: float, atol: float) -> Parting | None:
-        """The first step at which a common tag is not the same; None if there is none."""
+    @functools.cached_property
+    def is_identical(self) -> bool:
+        """Whether they have recorded the same steps, and the same numbers to the last digit."""
+        return self.baseline.steps == self.other.steps and self._parting(Tolerance(0.0, 0.0)) is None
+
+    @functools.cached_property
+    def parting(self) -> Parting | None:
+        """The first step at which a common tag is not the same within the tolerance; None if there is none."""
+        return self._parting(self.tolerance)
+
+    def _parting(self, tolerance: Tolerance) -> Parting | None:
         firsts = []
         for tag in self.baseline.series.keys() & self.other.series.keys():
             steps, before, after = self.common(tag)
-            different = np.flatnonzero(~np.isclose(after, before, rtol=rtol, atol=atol, equal_nan=True))
+            different = np.flatnonzero(~np.isclose(after, before, rtol=tolerance.relative, atol=tolerance.absolute, equal_nan=True))
             if len(different):
                 firsts.append((int(steps[different[0]]), tag != "loss", tag, (float(before[different[0]]), float(after[different[0]]))))
         if not firsts:
@@ -209,9 +141,8 @@ class Comparison:
     @property
     def metric(self) -> str:
         """What the verdict is about: what the runs watched for their best checkpoint, if all have recorded it, else the loss."""
-        monitored = self.pairs[0].baseline.config.get("checkpoint.monitor")
-        accuracy = [tag for tag in self.tags if tag == "eval/accuracy"]
-        return accuracy[0] if accuracy else str(monitored) if monitored in self.tags else "loss"
+        monitored = str(self.pairs[0].baseline.config.get("checkpoint.monitor"))
+        return monitored if monitored in self.tags else "loss"
 
     def means(self, name: str) -> list[float]:
         """Of the baseline's runs, and of the others'."""
@@ -226,13 +157,16 @@ class Comparison:
         return Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.num)
 
 
-def compare(runs: Sequence[Run], key: str | None = None, baseline: str | None = None) -> list[Comparison]:
+def compare(
+    runs: Sequence[Run], key: str | None = None, baseline: str | None = None, tolerance: Tolerance = Tolerance()
+) -> list[Comparison]:
     """Every value of a key against one of them, the baseline.
 
     Args:
         runs: at least two.
         key: in which they are compared; by default gradient.mode, if they differ in it, or the only key in which they do.
         baseline: the value that others are compared with; by default "auto" for gradient.mode, otherwise the first run's.
+        tolerance: of what counts as the same.
 
     Raises:
         ConfigError: there is no such key or value, no pair, or it can't be told what to compare.
@@ -259,17 +193,17 @@ def compare(runs: Sequence[Run], key: str | None = None, baseline: str | None = 
         comparison
         for setting, group in groups.items()
         for value in values
-        if value != baseline and (comparison := _matched(key, setting, baseline, value, group)).pairs
+        if value != baseline and (comparison := _matched(key, setting, baseline, value, group, tolerance)).pairs
     ]
     if not found:
         raise ConfigError(f"no two of these runs differ in {key} alone: {', '.join(varying)} differ too; type runs that share all but one")
     return found
 
 
-def _matched(key: str, setting: str, baseline: str, value: str, group: Mapping[tuple[str, Any], Run]) -> Comparison:
+def _matched(key: str, setting: str, baseline: str, value: str, group: Mapping[tuple[str, Any], Run], tolerance: Tolerance) -> Comparison:
     of = {each: {seed: run for (found, seed), run in group.items() if found == each} for each in (baseline, value)}
     seeds = [seed for seed in of[baseline] if seed in of[value]]
-    pairs = [Pair(seed, of[baseline][seed], of[value][seed]) for seed in sorted(seeds, key=str)]
+    pairs = [Pair(seed, of[baseline][seed], of[value][seed], tolerance) for seed in sorted(seeds, key=str)]
     unmatched = [run for each in of.values() for seed, run in each.items() if seed not in seeds]
     return Comparison(key, setting, baseline, value, pairs, unmatched)
 
@@ -292,7 +226,7 @@ def _key(key: str | None, varying: Sequence[str]) -> str:
 
 def _varying(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
     """The runs' configurations, and the keys in which they differ; a group of which different choices were made counts as one key."""
-    configs = [{key: value for key, value in run.config.items() if not _no_matter(key)} for run in runs]
+    configs = [{key: value for key, value in run.config.items() if not rundir.is_within(key, _NO_MATTER)} for run in runs]
     for group in trust.KINDS:
         target = f"{group}._target_"
         if len({config.get(target) for config in configs}) > 1:
@@ -315,10 +249,6 @@ def _folded(configs: list[dict[str, Any]], group: str) -> list[dict[str, Any]]:
     return named
 
 
-def _no_matter(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{name}.") for name in _NO_MATTER)
-
-
 def figures(comparison: Comparison) -> list[list[str]]:
     """Rows of a table: what is compared, both means, what the pairs differ by, and the interval of that."""
     rows = []
@@ -334,20 +264,18 @@ def figures(comparison: Comparison) -> list[list[str]]:
     return [*rows, ["steps that are not finite", *map(str, counts), f"{counts[1] - counts[0]:+d}", ""]]
 
 
-def verdict(comparison: Comparison, rtol: float, atol: float) -> str:
-    """One sentence, which claims no more than the figures carry; runs that part nowhere by more than the tolerances count as the same."""
+def verdict(comparison: Comparison) -> str:
+    """One sentence, which claims no more than the figures carry."""
     key, value, baseline, pairs = comparison.key, comparison.value, comparison.baseline, comparison.pairs
     one, other = (name if key == _RUN else f"{key}={name}" for name in (baseline, value))
     seeds = f"{len(pairs)} pairs of runs" if len(pairs) > 1 else "one pair of runs"
     broken = [sum(run.num_nonfinite > 0 for run in side) for side in comparison.sides]
     if any(broken):
         return f"{other} has steps that are not finite in {broken[1]} and {one} in {broken[0]} of {len(pairs)} runs each."
-    for tolerances, says in (
-        ((0.0, 0.0), "are equal in every recorded number"),
-        ((rtol, atol), f"agree to {rtol:g} in every recorded number"),
-    ):
-        if all(pair.parting(*tolerances) is None and pair.baseline.steps == pair.other.steps for pair in pairs):
-            return f"{other} and {one} {says} ({seeds})."
+    if all(pair.is_identical for pair in pairs):
+        return f"{other} and {one} are equal in every recorded number ({seeds})."
+    if all(pair.parting is None and pair.baseline.steps == pair.other.steps for pair in pairs):
+        return f"{other} and {one} agree to {pairs[0].tolerance.relative:g} in every recorded number ({seeds})."
     metric = comparison.metric
     found = comparison.differences(metric)
     finals = comparison.means(metric)

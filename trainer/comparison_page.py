@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.comparison import Comparison, Run, figures, verdict
+from trainer.comparison import Comparison, figures, verdict
+from trainer.recorded import Run
 
 _COLORS = ("#d9730d", "#0b62d6")  # of the baseline and of the other value
 _WIDTH, _HEIGHT, _LEFT, _TOP = 400, 190, 58, 26  # of a chart's plot, px, and its margins
@@ -28,10 +29,10 @@ svg text { fill: var(--ink); font-size: 11px } svg .grid { stroke: var(--line) }
 """
 
 
-def page(comparisons: Sequence[Comparison], rtol: float, atol: float) -> str:
+def page(comparisons: Sequence[Comparison]) -> str:
     """The page."""
     key = comparisons[0].key
-    sections = "".join(_section(comparison, rtol, atol) for comparison in comparisons)
+    sections = "".join(_section(comparison) for comparison in comparisons)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Comparison: {_text(key)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
@@ -43,7 +44,7 @@ distribution.</p>
 """
 
 
-def _section(comparison: Comparison, rtol: float, atol: float) -> str:
+def _section(comparison: Comparison) -> str:
     title = comparison.setting or f"{comparison.value} against {comparison.baseline}"
     runs = comparison.sides
     tags = [*comparison.tags, *(tag for tag in comparison.shared if tag == "grad_norm/global")]
@@ -52,25 +53,31 @@ def _section(comparison: Comparison, rtol: float, atol: float) -> str:
     more = f'<p class="quiet">The first {_MOST_LAYERS} of {len(layers)}.</p>' if len(layers) > _MOST_LAYERS else ""
     names = (comparison.baseline, comparison.value)
     return f"""<h2>{_text(title)}</h2>
-<div class="verdict">{_text(verdict(comparison, rtol, atol))}</div>
+<div class="verdict">{_text(verdict(comparison))}</div>
 <div>{_legend(names)}</div>
 <div class="charts">{"".join(_chart(tag, runs) for tag in tags)}</div>
 {_table(heads, figures(comparison))}
-{_pairs(comparison, rtol, atol)}
+{_pairs(comparison)}
 <h3>Gradient norms by variable</h3>{more}
 <div class="charts">{"".join(_chart(tag, runs) for tag in layers[:_MOST_LAYERS])}</div>
 """
 
 
-def _pairs(comparison: Comparison, rtol: float, atol: float) -> str:
+def _pairs(comparison: Comparison) -> str:
     rows = []
     for pair in comparison.pairs:
-        parting = pair.parting(rtol, atol)
+        parting = pair.parting
         where = "never" if parting is None else f"step {parting.step}, {parting.tag}: {parting.values[0]:.7g} and {parting.values[1]:.7g}"
         largest = "0" if parting is None else f"{parting.largest:.2g}"
         states = f"{pair.baseline.state}, {pair.other.state}"
         rows.append([str(pair.seed), states, f"{pair.baseline.steps}, {pair.other.steps}", where, largest])
-    heads = ["seed", "ended", "steps", f"part by more than {rtol:g} of the value at", "largest relative difference of the loss"]
+    heads = [
+        "seed",
+        "ended",
+        "steps",
+        f"part by more than {comparison.pairs[0].tolerance.relative:g} of the value at",
+        "largest relative difference of the loss",
+    ]
     return f"<h3>Pairs</h3>{_table(heads, rows)}"
 
 

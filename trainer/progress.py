@@ -21,7 +21,7 @@ class ProgressLine:
         self._printed = self._started
         self._compiled = False
         self._live = None
-        if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
+        if is_terminal():
             console = Console()
             columns: list[ProgressColumn] = [TextColumn("step {task.completed}/{task.total}"), TextColumn("{task.description}")]
             if console.width >= _WIDE:
@@ -55,6 +55,11 @@ class ProgressLine:
         elif metrics or now - self._printed >= _PLAIN_SECONDS:
             self._printed = now
             say(f"step {step}/{self._num_steps}  {text}  {metrics}".rstrip())
+
+
+def is_terminal() -> bool:
+    """Whether somebody sees stdout at a terminal."""
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
 
 
 def say(line: str) -> None:

@@ -30,7 +30,7 @@ from trainer.board import Board
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError, describe, report
 from trainer.json_files import read_json
-from trainer.progress import say
+from trainer.progress import is_terminal, say
 
 _MAX_NAME = 100  # characters of a job's directory name
 _MAX_JOBS = 10_000
@@ -317,7 +317,7 @@ def _print_table(labels: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         numbers += [outcome.summary.get(key) for key in ("steps_per_second", "wall_seconds")]
         table.add_row(label, outcome.state, *map(_shown, numbers))
     if sys.stdout is not None:
-        wide = None if sys.stdout.isatty() else max(80, sum(map(len, tags)) + max(map(len, labels)) + 80)
+        wide = None if is_terminal() else max(80, sum(map(len, tags)) + max(map(len, labels)) + 80)
         Console(width=wide).print(table)
 
 

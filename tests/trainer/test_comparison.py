@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from trainer import compare
-from trainer.comparison import Comparison, interval, read, verdict
+from trainer.comparison import Comparison, Tolerance, interval, verdict
 from trainer.comparison import compare as compared
 from trainer.errors import ConfigError
+from trainer.recorded import read
 
 HUBER = {"_target_": "losses.huber.Huber", "delta": 1.0}
 MSE = {"_target_": "losses.mse.MSE"}
@@ -97,7 +98,7 @@ def test_what_can_not_be_told_is_asked(tmp_path):
 def test_a_run_that_can_not_be_read(tmp_path, name, content, said):
     (make(tmp_path / "a", [1.0]) / name).write_text(content)
     with pytest.raises(ConfigError, match=said):
-        read(tmp_path)
+        read(tmp_path / "a")
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
@@ -105,6 +106,21 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert read(run)[0].steps == 2
+
+
+def test_a_job_that_failed_before_its_first_step_is_left_out(tmp_path, capsys):
+    folder = sweep(tmp_path, seeds=2)
+    (folder / "auto-1" / "metrics.jsonl").unlink()
+    found = only(folder)
+    assert [pair.seed for pair in found.pairs] == [0]
+    assert f"warning: the job in {folder / 'auto-1'} has recorded no step" in capsys.readouterr().out
+
+
+def test_the_verdict_is_about_what_was_watched(tmp_path):
+    for mode in ("auto", "analytic"):
+        make(tmp_path / mode, [1.0, 0.5 if mode == "auto" else 0.25], mode, checkpoint={"monitor": "eval/accuracy"})
+    assert verdict(only(tmp_path)).startswith("eval/accuracy ends at 0.75")
+    assert verdict(only(sweep(tmp_path / "sweep"))).startswith("loss ends at")
 
 
 def test_intervals():
@@ -120,11 +136,16 @@ def test_intervals():
 def test_where_runs_part(tmp_path):
     make(tmp_path / "auto", [1.0, 0.5, 0.25])
     make(tmp_path / "analytic", [1.0, 0.5 * (1 + 1e-7), 0.5], "analytic")
-    (pair,) = only(tmp_path).pairs
-    assert pair.parting(0.0, 0.0).step == 2
-    found = pair.parting(1e-5, 0.0)
+
+    def parting(relative):
+        (pair,) = only(tmp_path, tolerance=Tolerance(relative, 0.0)).pairs
+        assert not pair.is_identical
+        return pair.parting
+
+    assert parting(0.0).step == 2
+    found = parting(1e-5)
     assert (found.step, found.tag, found.values, found.largest) == (3, "loss", (0.25, 0.5), 0.5)
-    assert pair.parting(1.0, 0.0) is None
+    assert parting(1.0) is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +153,7 @@ def test_where_runs_part(tmp_path):
     [
         ([1.0, 0.5], "are equal in every recorded number (3 pairs of runs)"),
         ([1.0, 0.5 * (1 + 1e-7)], "agree to 1e-05 in every recorded number (3 pairs of runs)"),
-        ([1.0, 0.25], "a difference that chance does not explain; the difference is +0.25"),
+        ([1.0, 0.25], "a difference that chance does not explain; the difference is -0.25"),
         (["NaN", 0.5], "gradient.mode=analytic has steps that are not finite in 3 and gradient.mode=auto in 0 of 3 runs each"),
     ],
 )
@@ -140,15 +161,15 @@ def test_verdicts(tmp_path, analytic, said):
     for seed in range(3):
         make(tmp_path / f"auto-{seed}", [1.0, 0.5], "auto", seed)
         make(tmp_path / f"analytic-{seed}", analytic, "analytic", seed)
-    assert said in verdict(only(tmp_path), 1e-5, 1e-8)
+    assert said in verdict(only(tmp_path))
 
 
 def test_a_verdict_claims_no_more_than_the_runs_show(tmp_path):
     for seed, gain in enumerate((0.2, -0.1, 0.15)):
         make(tmp_path / "some" / f"auto-{seed}", [1.0, 0.5], "auto", seed)
         make(tmp_path / "some" / f"analytic-{seed}", [1.0, 0.5 - gain], "analytic", seed)
-    assert "no difference that chance could not explain" in verdict(only(tmp_path / "some"), 1e-5, 1e-8)
-    assert "in one pair of runs: more seeds would tell" in verdict(only(sweep(tmp_path / "one", seeds=1)), 1e-5, 1e-8)
+    assert "no difference that chance could not explain" in verdict(only(tmp_path / "some"))
+    assert "in one pair of runs: more seeds would tell" in verdict(only(sweep(tmp_path / "one", seeds=1)))
 
 
 def test_the_command_writes_what_it_found(tmp_path, capsys):
