@@ -15,7 +15,6 @@ from trainer.errors import CheckpointError, DivergedError
 from trainer.logs import Recorder
 from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, say
-from trainer.rollback import Rollback
 from trainer.signals import Signals
 
 ACTIVITIES = ("input", "step", "evaluation", "checkpoint", "logging")
@@ -94,7 +93,7 @@ def run_loop(
     evaluate: Callable[[], dict[str, float]],
     audit: Callable[[int, np.ndarray], str | None],
     examine: Callable[[int, np.ndarray, dict[str, float], int | None], str],
-    rollback: Rollback,
+    go_back: Callable[[], None],
     save: Callable[[bool], None],
     recorder: Recorder,
     profiler: Profiler,
@@ -107,7 +106,7 @@ def run_loop(
     says why the run must not go on. `examine(step, indices, scalars, saved)` is asked about a step that is not finite, before anything
     of the state changes, and says what is known of it; `saved` is the checkpoint of that state, None where there is none. `save(last)`
     takes a copy of `state` and the variables and saves it while the loop goes on; `last` says that nothing comes after it: it returns when
-    that is saved.
+    that is saved. `go_back()` brings back the variables as they were saved at `state.anchor`.
 
     A rollback undoes the updates since `state.anchor`: the run goes on with the state of that checkpoint, but after the step that was
     not finite, so that the batches in between are not seen again.
@@ -153,7 +152,7 @@ def run_loop(
         objection = audit(state.step, indices[len(rows) - 1]) if parted else None
         if diverged and state.rollbacks < plan.max_rollbacks:
             known = examine(state.step, indices[len(rows) - 1], final, None)
-            rollback.back()
+            go_back()
             state.rollbacks, state.skipped, diverged = state.rollbacks + 1, 0, False
             extra[state.step] = {"rollback": state.anchor}
             say(
@@ -190,7 +189,6 @@ def run_loop(
             with clock("checkpoint"):
                 if plan.anchors(state.step, improved):
                     state.anchor = state.step
-                    rollback.hold()
                 save(ends)
     return Outcome(final, cause, clock.rate(), clock.shares())
 

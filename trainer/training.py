@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -15,14 +13,14 @@ import tensorflow as tf
 
 from losses.base import LossError, map_entries
 from losses.proof import start
-from trainer import build, compiling, rundir, schema, snapshots
+from trainer import build, compiling, resuming, rundir, schema, snapshots
 from trainer.audit import Audit
 from trainer.chunk import Chunk, make_chunk
 from trainer.config import Job
 from trainer.data.feed import Feed, most_batches
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import ConfigError
 from trainer.evaluation import LARGER_IS_BETTER, make_evaluate, metric_names
 from trainer.forensics import Forensics
 from trainer.json_files import last_row
@@ -83,7 +81,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
     rollback = Rollback(learner, settings.on_nonfinite == "rollback")
     rollback.hold()
-    state, compiled = _restore(job, run, resume, learner, compiled, num_steps, data)
+    state, compiled = resuming.restore(job, run, resume, learner, compiled, num_steps, data)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
@@ -92,10 +90,10 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     if state.step:
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     if rollback.wanted and state.step:
-        _hold_anchor(run, state, rollback)
+        resuming.hold_anchor(run, state, rollback)
     proof = _verify(job, learner, data, order)
     rundir.describe(run, rundir.stored_config(job.config), job.overrides)
-    about, fingerprint = _about(job), data.fingerprint()
+    about, fingerprint = resuming.about(job), data.fingerprint()
 
     def save(last: bool) -> None:
         kept = {
@@ -107,8 +105,10 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
         }
         best_step = int(state.best["step"]) if state.best else None
         arrays = learner.capture()  # copies: the variables change while they are written
-        snapshot = snapshots.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays))
-        saver.put(dataclasses.replace(snapshot, anchor=state.anchor) if rollback.wanted else snapshot, best_step, last)
+        if rollback.wanted and state.anchor == state.step:
+            rollback.arrays = arrays  # nobody changes them
+        anchor = state.anchor if rollback.wanted else None
+        saver.put(snapshots.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays), anchor), best_step, last)
 
     with placement.scope():
         wanted = job.config.gradient
@@ -136,7 +136,7 @@ def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signa
     ):
         try:
             outcome = run_loop(
-                plan, state, feed, chunk, learner.tags, evaluate, audit, examine, rollback, save, recorder, profiler, progress, signals
+                plan, state, feed, chunk, learner.tags, evaluate, audit, examine, rollback.back, save, recorder, profiler, progress, signals
             )
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
@@ -233,67 +233,6 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, a
         raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
 
 
-def _about(job: Job) -> dict[str, Any]:
-    """What a checkpoint says of its run."""
-    return {
-        "seed": job.config.seed,
-        "config_sha256": rundir.fingerprint(rundir.stored_config(job.config)),
-        "versions": {"python": platform.python_version()} | rundir.versions(("gradtrain", "tensorflow", "keras", "numpy")),
-    }
-
-
-def _restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int, data: Prepared) -> tuple[State, str]:
-    """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
-    folder = run.file("checkpoints")
-    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder} can't be written: type another hydra.run.dir, or chmod u+rwx {folder}")
-    snapshots.clean(folder)
-    snapshot, problems = snapshots.load_newest(folder)
-    for problem in problems:
-        say(f"warning: {problem}; going back to an older checkpoint")
-    if snapshot is None:
-        if resume == "must":
-            raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
-        if logged := last_row(run.file("metrics.jsonl")):
-            say(f"warning: no checkpoint in {folder}: the run begins anew, and so does metrics.jsonl, which went to step {logged['step']}")
-        return State(), compiled
-    try:
-        state = State(**snapshot.state["loop"])
-        fingerprint, before, length, way = (snapshot.state[key] for key in ("data", "gradient_mode", "num_steps", "compile"))
-        _check_about(_about(job), snapshot, run)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"the checkpoint of step {snapshot.step} in {run.path} is not of this program, or of another version of it "
-            f"({type(error).__name__}: {error}): type another hydra.run.dir"
-        ) from error
-    if state.step != snapshot.step:
-        raise CheckpointError(
-            f"the checkpoint of step {snapshot.step} in {run.path} holds the state of step {state.step}: type another hydra.run.dir"
-        )
-    if fingerprint != data.fingerprint():
-        raise ConfigError(f"the data are not those that the run in {run.path} has seen: type another hydra.run.dir, or bring them back")
-    learner.restore(snapshot.arrays)
-    if length != num_steps and not isinstance(learner.optimizer.get_config()["learning_rate"], float):
-        say(f"the learning rate's schedule spanned {length} steps until step {state.step}; from here it spans {num_steps}")
-    if before != learner.gradient_mode:
-        say(f"the run went by gradient={before} until step {state.step}; from here by gradient={learner.gradient_mode}")
-    if way in compiling.possible(learner):
-        compiled = way  # going on to the bit; XLA rounds in its own way
-    return state, compiled
-
-
-def _hold_anchor(run: RunDir, state: State, rollback: Rollback) -> None:
-    """Lets a resumed run roll back to the checkpoint that the run would have gone back to undisturbed."""
-    if state.anchor == 0:  # the beginning, which is held already
-        return
-    try:
-        rollback.arrays = snapshots.load(run.file("checkpoints") / f"step-{state.anchor:08d}").arrays
-    except CheckpointError as error:
-        say(f"warning: {error}; trainer.on_nonfinite=rollback goes back to step {state.step} instead")
-        state.anchor = state.step
-        rollback.hold()
-
-
 def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, dict[str, float], int | None], str]:
     """What the loop asks about a step that is not finite: says what was found, and writes all of it to divergence.json."""
 
@@ -307,18 +246,6 @@ def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, di
         return f"{known}; more is in {run.file('divergence.json')}"
 
     return examine
-
-
-def _check_about(about: dict[str, Any], snapshot: snapshots.Snapshot, run: RunDir) -> None:
-    """Refuses a checkpoint of another configuration (config.yaml was lost, or the checkpoint moved here); says which versions changed."""
-    if snapshot.about["config_sha256"] != about["config_sha256"]:
-        raise ConfigError(
-            f"the checkpoint of step {snapshot.step} in {run.path} is of another configuration: type that one, or another hydra.run.dir"
-        )
-    before, now = snapshot.about["versions"], about["versions"]
-    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    if changed:
-        say(f"since step {snapshot.step} versions have changed ({', '.join(changed)}): results may differ in their last bits")
 
 
 def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: str, outcome: Outcome) -> dict[str, Any]:

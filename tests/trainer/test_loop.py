@@ -74,17 +74,15 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
         if full and last:
             raise CheckpointError("no room")
         record.saved.append((state.step, last))
+        if state.anchor == state.step:
+            record.held.append(state.step)
 
     def examine(step, batch, scalars, saved):
         record.examined.append((step, batch.tolist(), scalars["grad_norm/global"], saved))
         return "It was too steep"
 
-    class Rollback:
-        def hold(self):
-            record.held.append(state.step)
-
-        def back(self):
-            record.held.append(-state.step)
+    def go_back():
+        record.held.append(-state.step)
 
     outcome, signals = None, Signals()
     signals.received = received
@@ -99,7 +97,7 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
                 evaluate,
                 audit,
                 examine,
-                Rollback(),
+                go_back,
                 save,
                 record,
                 Profiler(Path(), None),
