@@ -1,4 +1,4 @@
-"""Runs that no test leaves behind, and disks that are small."""
+"""Runs that no test leaves behind, disks that are small, folders that are empty, and commands that are refused."""
 
 import os
 import subprocess
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.command_line import last_line
 from tests.trainer.processes import ROOT, command
+from trainer import cli
 
 
 @pytest.fixture
@@ -43,3 +45,35 @@ def small_disk(tmp_path):
     yield small_disk
     if folder.exists():
         subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def refused(here, capsys):
+    """Runs a command in this process, and gives the line that it is refused with."""
+
+    def refused(*arguments: str, exit_code: int = 2) -> str:
+        assert cli.main(arguments) == exit_code
+        errors = capsys.readouterr().err
+        assert "Traceback" not in errors
+        assert last_line(errors).startswith("error: ")
+        return last_line(errors)
+
+    return refused
+
+
+@pytest.fixture
+def no_tensorflow(tmp_path):
+    """A folder for PYTHONPATH whose tensorflow and keras leave a mark when they are imported, and fail."""
+    for name in ("tensorflow", "keras"):
+        (tmp_path / "fake" / name).mkdir(parents=True)
+        (tmp_path / "fake" / name / "__init__.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w'); raise SystemExit(99)")
+    return {"PYTHONPATH": f"{tmp_path / 'fake'}{os.pathsep}{ROOT}"}

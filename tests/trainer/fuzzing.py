@@ -89,6 +89,7 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
     if not train:
         stubs.enter_context(mock.patch.object(job, "_train", return_value=(0, "finished")))
         stubs.enter_context(mock.patch.object(sweep, "_run_one", _in_this_process))
+        stubs.enter_context(mock.patch.object(job, "Signals"))  # a sweep's jobs are in threads here
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), stubs:
         Path("data.csv").write_text(_CSV)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -101,7 +102,7 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
     return exit_code, f"{problem}\n{errors.getvalue()[-3000:]}" if problem else ""
 
 
-def _in_this_process(wanted: config.Job, _: Any) -> sweep.Outcome:
+def _in_this_process(wanted: config.Job, *_: Any, **__: Any) -> sweep.Outcome:
     try:
         job.run(wanted)
     except UserError as error:

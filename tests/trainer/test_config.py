@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.trainer.command_line import configuration
 from trainer import config
 from trainer.errors import ConfigError
 
@@ -14,15 +15,6 @@ def refused(*overrides: str, config_dir: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         config.load(overrides, config_dir)
     return str(caught.value)
-
-
-def folder(root: Path, **files: str) -> Path:
-    """A configuration folder; loss__mine="..." becomes loss/mine.yaml."""
-    for name, text in files.items():
-        path = root / "my conf" / (name.replace("__", "/") + ".yaml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root / "my conf"
 
 
 def test_defaults():
@@ -190,7 +182,7 @@ def test_steps_and_epochs_together_or_neither():
 
 
 def test_steps_and_epochs_both_set_in_a_file(tmp_path):
-    files = folder(tmp_path, experiment__both="# @package _global_\ntrainer: {steps: 5}\n")
+    files = configuration(tmp_path, experiment__both="# @package _global_\ntrainer: {steps: 5}\n")
     assert "both set in configuration files" in refused("experiment=both", config_dir=files)
     assert config.load(["experiment=both", "trainer.steps=7"], files).config.trainer.epochs is None
 
@@ -261,7 +253,7 @@ def test_of_hydra_only_directories_are_read(override):
 
 
 def test_a_folder_of_ones_own_adds_choices(tmp_path):
-    files = folder(
+    files = configuration(
         tmp_path, loss__mine="_target_: my_package.Mine\nscale: 1.0\n", data__small="defaults: [digits, _self_]\nbatch_size: 4\n"
     )
     job = config.load(["loss=mine", "loss.scale=2", "data=small", "optimizer=sgd", "trust=[my_package]"], files)
@@ -271,19 +263,19 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
 
 
 def test_a_class_of_ones_own_may_take_further_keys(tmp_path):
-    files = folder(tmp_path, loss__mine="_target_: my_package.Mine\n")
+    files = configuration(tmp_path, loss__mine="_target_: my_package.Mine\n")
     assert config.load(["loss=mine", "+loss.power=2", "trust=[my_package]"], files).config.loss.power == 2
     assert "type +loss.power=" in refused("loss=mine", "loss.power=2", "trust=[my_package]", config_dir=files)
 
 
 def test_shared_data_keys_need_no_line_in_a_file_of_ones_own(tmp_path):
-    files = folder(tmp_path, data__mine="_target_: my_package.Rows\n")
+    files = configuration(tmp_path, data__mine="_target_: my_package.Rows\n")
     job = config.load(["data=mine", "data.batch_size=8", "trust=[my_package]"], files)
     assert (job.config.data.batch_size, job.config.data.split_seed) == (8, 0)
 
 
 def test_a_file_of_ones_own_comes_before_the_shipped_one(tmp_path):
-    files = folder(tmp_path, loss__huber="_target_: losses.huber.Huber\ndelta: 5.0\n")
+    files = configuration(tmp_path, loss__huber="_target_: losses.huber.Huber\ndelta: 5.0\n")
     assert config.load(["loss=huber"], files).config.loss.delta == 5
 
 
@@ -304,12 +296,12 @@ def test_a_file_of_ones_own_comes_before_the_shipped_one(tmp_path):
     ],
 )
 def test_mistakes_in_files(tmp_path, text, word):
-    files = folder(tmp_path, experiment__bad=f"# @package _global_\n{text}\n")
+    files = configuration(tmp_path, experiment__bad=f"# @package _global_\n{text}\n")
     assert word in refused("experiment=bad", config_dir=files)
 
 
 def test_trust_counts_only_as_typed(tmp_path):
-    files = folder(tmp_path, experiment__greedy="# @package _global_\ntrust: [other]\n")
+    files = configuration(tmp_path, experiment__greedy="# @package _global_\ntrust: [other]\n")
     assert "command line" in refused("experiment=greedy", "trust=[my_package]", config_dir=files)
     assert list(config.load(["trust=[my_package]"]).config.trust) == []
 
@@ -318,7 +310,7 @@ def test_trust_counts_only_as_typed(tmp_path):
 def test_a_large_configuration_is_refused_before_it_is_read(tmp_path):
     large = "# @package _global_\n" + "\n".join(f"key{number}: {number}" for number in range(700_000))
     assert len(large) > 10_000_000
-    files = folder(tmp_path, experiment__large=large)
+    files = configuration(tmp_path, experiment__large=large)
     started = os.times().user
     assert "bytes" in refused("experiment=large", config_dir=files)
     assert "characters" in refused("data.path=" + "x" * 10_000_000)
