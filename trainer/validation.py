@@ -68,6 +68,7 @@ def validate(
     config = _typed(raw)
     resolved = _resolved(config)
     trust.check_names(resolved, command.trust)
+    _merge(schema.Data, {name: resolved["data"][name] for name in _known(schema.Data)}, "data.")  # what references give
     _check_limits(schema.Config, resolved, "")
     _check_limits(schema.Data, resolved["data"], "data.")
     typed = {"data": _known(schema.Data)}  # the schema's keys are checked already
@@ -212,8 +213,9 @@ def _check_limits(section: type, values: Mapping[str, Any], path: str) -> None:
             continue
         if "choices" in limits:
             within = value in limits["choices"]
-        else:
-            within = value >= limits.get("minimum", -math.inf) and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
+        else:  # a reference may give text
+            within = isinstance(value, int | float) and value >= limits.get("minimum", -math.inf)
+            within = within and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
         if not within:
             raise _refused(f"{path}{field.name}", value, field)
 
