@@ -1,9 +1,13 @@
 """How a job is compiled, and on how many threads it runs: a rule, the same on every run, or what measuring finds fastest."""
 
+import contextlib
+import itertools
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,26 +15,39 @@ import tensorflow as tf
 
 from trainer import schema
 from trainer.chunk import Chunk
+from trainer.data.prepare import Prepared
 from trainer.errors import ConfigError
 from trainer.learner import Learner
 from trainer.progress import say
 
 _REPEATS = 5
 _SECONDS = 0.3  # of one repeat
+_FEW_MULTIPLICATIONS = 2**22  # of a batch's forward pass: a fraction of a millisecond on one core
 
 
-def set_threads(strategy: schema.Strategy) -> None:
-    """Before TensorFlow starts: on the CPU without replicas, one thread hands out operations, and all cores compute them.
+def set_threads(strategy: schema.Strategy, model: Mapping[str, Any], data: Prepared, batch_size: int) -> None:
+    """Before TensorFlow starts: a shipped model that is small runs on one thread of the CPU, all others on those that TensorFlow takes.
 
-    The operations of a step hang on one another: handing them from thread to thread costs up to half of a small model's speed.
-    TF_NUM_INTEROP_THREADS in the environment says otherwise.
+    The operations of a step hang on one another: on two threads, handing them over cost a small model up to 40% of its speed, while
+    convolutions and language models gain by a second one. TF_NUM_INTEROP_THREADS and TF_NUM_INTRAOP_THREADS in the environment,
+    of which the first hands out operations and the second computes them, say otherwise.
     """
-    if "TF_NUM_INTEROP_THREADS" in os.environ or strategy.name not in ("auto", "one_device") or tf.config.list_physical_devices("GPU"):
+    if strategy.name not in ("auto", "one_device") or tf.config.list_physical_devices("GPU") or not _is_small(model, data, batch_size):
         return
-    try:
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # TensorFlow runs already, in a process that did something else before
-        return
+    with contextlib.suppress(RuntimeError):  # TensorFlow runs already, in a process that did something else before
+        if "TF_NUM_INTEROP_THREADS" not in os.environ:
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+        if "TF_NUM_INTRAOP_THREADS" not in os.environ:
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
+def _is_small(model: Mapping[str, Any], data: Prepared, batch_size: int) -> bool:
+    """Whether a shipped model of dense layers multiplies few numbers for a batch."""
+    if model["_target_"] not in ("trainer.models.linear", "trainer.models.mlp"):
+        return False
+    outputs = model["num_outputs"] or data.num_classes or math.prod(data.target_shape)
+    widths = [math.prod(data.features_shape), *model.get("hidden", ()), outputs]
+    return batch_size * sum(a * b for a, b in itertools.pairwise(widths)) <= _FEW_MULTIPLICATIONS
 
 
 def possible(learner: Learner) -> list[str]:
@@ -49,7 +66,8 @@ def choose(setting: str, learner: Learner) -> str:
     """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
 
     On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
-    attention lose a little, and many times over with a loss that goes through their output layer in chunks.
+    attention gain a fifth, where forward and backward pass alone are compiled, but nothing with a loss that goes through their output
+    layer in parts, for more memory.
     """
     if setting not in (*possible(learner), "auto", "measure"):
         reason = "it works on one replica only" if learner.loss.xla else f"the loss {learner.loss.name} can't be compiled by XLA"
@@ -58,10 +76,13 @@ def choose(setting: str, learner: Learner) -> str:
         raise ConfigError(f"trainer.compile={setting}: {reason}: type trainer.compile={possible(learner)[0]}")
     if setting != "auto":
         return setting
-    slow = any(word in type(layer).__name__ for layer in _layers(learner.model) for word in ("Conv", "Attention"))
-    random = any(variable.name == "seed_generator_state" for variable in learner.state)
-    on_cpu = not tf.config.list_logical_devices("GPU")
-    return "chunk" if "chunk" in possible(learner) and on_cpu and not slow and not random else "graph"
+    layers = {type(layer).__name__ for layer in _layers(learner.model)}
+    slow = any("Conv" in name for name in layers) or any(variable.name == "seed_generator_state" for variable in learner.state)
+    if slow or "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
+        return "graph"
+    if any("Attention" in name for name in layers):
+        return "graph" if learner.loss.shared else "step"
+    return "chunk"
 
 
 def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray) -> tuple[str, Chunk]:

@@ -2,9 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
-from trainer import rundir, schema, secrets
+from trainer import rundir, secrets
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError, describe
 from trainer.imports import lean
@@ -68,10 +67,10 @@ def _replay(job: Job) -> int:
         before = run.config()
         if differing := rundir.differing_keys(before, rundir.stored_config(job.config)):
             raise ConfigError(f"{path} holds a run of another configuration ({'; '.join(differing)}): type those values")
-        placement, _ = _start(job)
+        _import()
         from trainer import replay
 
-        replay.replay(job, run, placement)
+        replay.replay(job, run)
         return 0
     finally:
         run.release()
@@ -110,20 +109,13 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 
 
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
-    placement, devices = _start(job)
+    _import()
     from trainer import training
 
-    run.write("environment.json", rundir.environment(devices))
-    return training.train(job, run, resume, placement, signals)
+    return training.train(job, run, resume, signals)
 
 
-def _start(job: Job) -> tuple[Any, list[str]]:
-    """TensorFlow, as the job asks for it: where tensors and replicas live, and the names of all devices."""
-    # It is imported here and not above: nothing that is refused before this line has to wait for it.
-    with quiet():
-        with lean():
-            from trainer import build, compiling, training  # noqa: F401  # its own imports, too, are to be lean
-
-        strategy = schema.section(schema.Strategy, job.config.strategy)
-        compiling.set_threads(strategy)
-        return build.build_placement(strategy), build.devices()
+def _import() -> None:
+    """TensorFlow, here and not above: nothing that is refused before this line has to wait for it."""
+    with quiet(), lean():
+        from trainer import training  # noqa: F401  # its own imports, too, are to be lean

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trainer import build, snapshots
+from trainer import snapshots
 from trainer.config import Job
 from trainer.errors import ConfigError
 from trainer.forensics import Forensics
@@ -17,7 +17,7 @@ from trainer.training import build_all
 _MOST_SHOWN = 3  # examples in a cell
 
 
-def replay(job: Job, run: RunDir, placement: build.Placement) -> None:
+def replay(job: Job, run: RunDir) -> None:
     """Shows what is not finite in the step, in the order of computation; trains nothing, and leaves the run as it is.
 
     Raises:
@@ -40,7 +40,7 @@ def replay(job: Job, run: RunDir, placement: build.Placement) -> None:
             f"debug=nonfinite: there is nothing to replay: the run in {run.path} has gone on since step {kept['step']}, and {folder.name} "
             "is no longer among its checkpoints; divergence.json has what was found then"
         )
-    data, learner, _ = build_all(job, placement)
+    placement, data, learner, _ = build_all(job)
     snapshot = snapshots.load(folder)
     if snapshot.state["data"] != data.fingerprint():
         raise ConfigError(f"the data are not those that the run in {run.path} has seen: bring them back")

@@ -33,6 +33,7 @@ from trainer.rollback import Rollback
 from trainer.rundir import RunDir
 from trainer.saver import Saver
 from trainer.signals import Signals
+from trainer.silence import quiet
 from trainer.step import Update
 
 _MOST_PROVED = 32  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
@@ -41,34 +42,41 @@ _MOST_SKIPPED = 10  # steps in a row that on_nonfinite=skip leaves out
 _MOST_ROLLBACKS = 10  # of on_nonfinite=rollback, in a run
 
 
-def train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
+def train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
     """Trains from the start or from the newest checkpoint; returns the exit status and why it ended.
 
     Raises:
         UserError: what the user has asked for or brought along is wrong.
     """
     try:
-        return _train(job, run, resume, placement, signals)
+        return _train(job, run, resume, signals)
     except LossError as error:
         raise ConfigError(str(error)) from error
 
 
-def build_all(job: Job, placement: build.Placement) -> tuple[Prepared, Learner, int]:
-    """The data, what is trained on them, and for how many steps."""
+def build_all(job: Job) -> tuple[build.Placement, Prepared, Learner, int]:
+    """Where tensors and replicas live, the data, what is trained on them, and for how many steps."""
     keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
     keras.utils.set_random_seed(job.config.seed)
     keras.mixed_precision.set_global_policy(job.config.precision.policy)
+    strategy = schema.section(schema.Strategy, job.config.strategy)
+    # The CPU is divided before data of one's own may start TensorFlow; its threads are set when the data are known.
+    placement = build.build_placement(strategy) if strategy.name == "cpu_sim" else None
     loss = build.build_loss(job)
     data = build.build_data(job, loss)
+    with quiet():  # TensorFlow starts here
+        compiling.set_threads(strategy, job.config.model, data, job.config.data.batch_size)
+        placement = placement or build.build_placement(strategy)
     num_steps = build.num_steps(schema.section(schema.Trainer, job.config.trainer), len(data.train), job.config.data.batch_size)
-    return data, build.build_learner(job, placement, loss, data, num_steps), num_steps
+    return placement, data, build.build_learner(job, placement, loss, data, num_steps), num_steps
 
 
-def _train(job: Job, run: RunDir, resume: str, placement: build.Placement, signals: Signals) -> tuple[int, str]:
+def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
     settings = schema.section(schema.Trainer, job.config.trainer)
     saving = schema.section(schema.Checkpoint, job.config.checkpoint)
     batch_size = job.config.data.batch_size
-    data, learner, num_steps = build_all(job, placement)
+    placement, data, learner, num_steps = build_all(job)
+    run.write("environment.json", rundir.environment(build.devices()))
     loss = learner.loss
     order = Order(len(data.train), batch_size, job.config.seed)
     logging = schema.section(schema.Logging, job.config.logging)

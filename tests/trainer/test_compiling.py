@@ -10,7 +10,9 @@ import keras
 import numpy as np
 import pytest
 
+from tests.trainer.processes import ROOT
 from trainer import compiling, config, job, snapshots
+from trainer.data.prepare import Prepared, Split
 from trainer.errors import ConfigError, DivergedError
 
 QUICK = ("trainer.steps=24", "trainer.eval_every=0", "gradient.verify_at_start=false", "optimizer=sgd", "optimizer.learning_rate=0.1")
@@ -173,14 +175,56 @@ def test_all_that_is_learned_goes_on(tmp_path):
     assert train(tmp_path / "halves", *overrides) == straight
 
 
-def test_threads_are_left_alone_where_replicas_need_them(monkeypatch):
-    calls = []
-    monkeypatch.setattr(compiling.tf.config.threading, "set_inter_op_parallelism_threads", calls.append)
-    for name in ("cpu_sim", "mirrored"):
-        compiling.set_threads(compiling.schema.Strategy(name=name))
+@pytest.fixture
+def threads(monkeypatch):
+    """What is asked of TensorFlow: threads by kind."""
+    asked = {}
+    for kind in ("inter", "intra"):
+        monkeypatch.setattr(
+            compiling.tf.config.threading, f"set_{kind}_op_parallelism_threads", lambda count, kind=kind: asked.update({kind: count})
+        )
+
+    def threads(name="auto", features=(64,), batch_size=32, **model):
+        asked.clear()
+        split = Split(np.zeros((1, *features), np.float32), np.zeros(1, np.int32), None)
+        data = Prepared(split, split, "classes", np.ones(1), num_classes=10, want="classes")
+        model = {"_target_": "trainer.models.mlp", "hidden": [128, 128], "num_outputs": None} | model
+        compiling.set_threads(compiling.schema.Strategy(name=name), model, data, batch_size)
+        return dict(asked)
+
+    return threads
+
+
+def test_threads_are_left_alone_where_replicas_need_them(threads, monkeypatch):
+    assert threads("cpu_sim") == threads("mirrored") == {}
+    assert threads() == {"inter": 1, "intra": 1}
     monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")
-    compiling.set_threads(compiling.schema.Strategy(name="auto"))
-    assert not calls
-    monkeypatch.delenv("TF_NUM_INTEROP_THREADS")
-    compiling.set_threads(compiling.schema.Strategy(name="auto"))
-    assert calls == [1]
+    assert threads() == {"intra": 1}
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
+    assert threads() == {}
+
+
+def test_only_small_shipped_models_are_computed_by_one_thread(threads):
+    assert threads(hidden=[]) == threads(_target_="trainer.models.linear", hidden=[]) == {"inter": 1, "intra": 1}
+    for larger in ({"batch_size": 1024}, {"hidden": [512, 512]}, {"features": (100, 100)}, {"_target_": "my_package.mlp"}):
+        assert threads(**larger) == {}, larger
+
+
+@pytest.mark.slow
+def test_a_job_of_its_own_runs_on_the_threads_of_the_rule(tmp_path):
+    program = "import sys; from trainer.cli import main; main(sys.argv[1:]); import tensorflow as tf; t = tf.config.threading; " + (
+        "print('threads', t.get_inter_op_parallelism_threads(), t.get_intra_op_parallelism_threads())"
+    )
+    for hidden, wanted in (("[8]", "threads 1 1"), ("[2048,2048]", "threads 0 0")):
+        line = [
+            sys.executable,
+            "-c",
+            program,
+            *QUICK,
+            f"model.hidden={hidden}",
+            "trainer.steps=1",
+            f"hydra.run.dir={tmp_path / wanted[-1]}",
+        ]
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("TF_NUM_")}
+        done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == wanted

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import build, cli, config, schema, snapshots, training
+from trainer import cli, config, schema, snapshots, training
 from trainer.data.order import Order
 from trainer.data.prepare import split
 from trainer.forensics import Forensics
@@ -394,8 +394,7 @@ def test_the_step_is_the_one_that_was_trained(tmp_path, overrides):
     shutil.rmtree(tmp_path / "checkpoints")
     assert cli.main([*settings, "trainer.steps=2"]) == 0
     job = config.load([*settings, "trainer.steps=3"])
-    placement = build.build_placement(schema.section(schema.Strategy, job.config.strategy))
-    data, learner, _ = training.build_all(job, placement)
+    placement, data, learner, _ = training.build_all(job)
     learner.restore(newest(tmp_path).arrays)
     assert cli.main([*settings, "trainer.steps=3"]) == 0
     logged = lines(tmp_path)[2]
