@@ -52,7 +52,7 @@ class NegativeBinomialNLL(Loss):
 
     def value(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         log_mu, log_r = tf.split(y_pred, 2, axis=-1)
-        slope, excess = _slope(y_true, log_mu, log_r), _excess(y_true, log_mu, log_r)
+        slope, excess = _slope_and_excess(y_true, log_mu, log_r)
         none = y_true == 0
         y = tf.where(none, tf.ones_like(y_true), y_true)
         slope = tf.where(none, tf.zeros_like(y), slope)
@@ -68,15 +68,14 @@ class NegativeBinomialNLL(Loss):
 
     def gradient(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         log_mu, log_r = tf.split(y_pred, 2, axis=-1)
-        slope = _slope(y_true, log_mu, log_r)
         few = y_true <= 1
         y = tf.where(few, tf.zeros_like(y_true), y_true)  # of 0 the derivative by log_r is known apart from its terms' difference
-        excess = _excess(y, log_mu, log_r)
+        slopes, excesses = _slope_and_excess(tf.stack([y_true, y]), log_mu, log_r)
+        slope, excess = slopes[0], excesses[1]
         log_total = tf.where(few, log_r, _log_sum(tf.math.log(tf.maximum(y, 1)), log_r))
         h = _h(excess, _log_ratio(excess, log_total - _log_sum(log_mu, log_r)))
-        by_log_r = -_slope(y, log_mu, log_r) * h - tf.where(few, -excess * y_true, _scaled_digamma_difference(y, log_r))
-        slopes = [slope, by_log_r]
-        return tf.concat([features.mean_gradient(slope) for slope in slopes], axis=-1)
+        by_log_r = -slopes[1] * h - tf.where(few, -excess * y_true, _scaled_digamma_difference(y, log_r))
+        return tf.concat([features.mean_gradient(slope), features.mean_gradient(by_log_r)], axis=-1)
 
     def usual(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         mu, r = tf.split(tf.exp(y_pred), 2, axis=-1)
@@ -92,24 +91,19 @@ class NegativeBinomialNLL(Loss):
         return sum(_one(y, a, b, mpmath.mp.prec) for y, a, b in zip(y_true, y_pred[:dim], y_pred[dim:], strict=True)) / dim
 
 
-def _slope(y: tf.Tensor, log_mu: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
-    """The derivative by log_mu, r (mu - y) / (r + mu)."""
-    small = log_mu < 0
-    below, _ = logistic.sigmoids(log_r - log_mu)
-    low = below * _surplus(y, tf.where(small, log_mu, tf.zeros_like(log_mu)))
+def _slope_and_excess(y: tf.Tensor, log_mu: tf.Tensor, log_r: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The derivative by log_mu, r (mu - y) / (r + mu), and the excess t = (y - mu) / (r + mu)."""
+    small, first = log_mu < 0, log_mu <= log_r
+    zero = tf.zeros_like(log_mu)
+    surplus = _surplus(y, tf.where(small, log_mu, zero))
     # From mu = 1 on (mu r / (r + mu)) (1 - y / mu), so that nothing overflows unless the result does.
-    harmonic = tf.exp(tf.minimum(log_mu, log_r)) * logistic.sigmoids(tf.abs(log_mu - log_r))[0]
-    return tf.where(small, low, -harmonic * _shortfall(y, tf.where(small, tf.zeros_like(log_mu), log_mu)))
-
-
-def _excess(y: tf.Tensor, log_mu: tf.Tensor, log_r: tf.Tensor) -> tf.Tensor:
-    """The excess t = (y - mu) / (r + mu)."""
-    small = (log_mu < 0) & (y > 0)
-    share, _ = logistic.sigmoids(log_mu - log_r)  # mu / (r + mu)
-    inverse = tf.exp(-tf.maximum(log_mu, log_r)) * logistic.sigmoids(tf.abs(log_mu - log_r))[0]  # 1 / (r + mu)
-    low = -_surplus(y, tf.where(small, log_mu, tf.zeros_like(log_mu))) * inverse
-    high = _shortfall(y, tf.where(small, tf.zeros_like(log_mu), log_mu)) * share
-    return tf.minimum(tf.where(small, low, tf.where(y == 0, -share, high)), 1e30)
+    shortfall = _shortfall(y, tf.where(small, zero, log_mu))
+    below, share = logistic.sigmoids(log_r - log_mu)  # r / (r + mu), mu / (r + mu)
+    larger = tf.where(first, below, share)
+    harmonic = tf.exp(tf.where(first, log_mu, log_r)) * larger  # mu r / (r + mu)
+    inverse = tf.exp(-tf.where(first, log_r, log_mu)) * larger  # 1 / (r + mu)
+    excess = tf.where(small & (y > 0), -surplus * inverse, tf.where(y == 0, -share, shortfall * share))
+    return tf.where(small, below * surplus, -harmonic * shortfall), tf.minimum(excess, 1e30)
 
 
 def _surplus(y: tf.Tensor, log_mu: tf.Tensor) -> tf.Tensor:
