@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -93,6 +94,11 @@ class Learner:
         finally:
             for weight, value in zip(weights, own, strict=True):
                 weight.assign(value)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of everything that learning changes."""
+        return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self._variables().values())
 
     def capture(self) -> dict[str, np.ndarray]:
         """Copies of everything that learning has changed, by name."""

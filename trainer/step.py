@@ -29,6 +29,7 @@ class Update:
     compiled: str  # graph; step: the pure function is one XLA program; chunk: the caller makes all of it one
     accumulate: int = 1  # parts into which every replica's share of the batch is divided, one after another
     audit_every: int = 0  # steps between two comparisons of the gradient modes; 0: never
+    guarded: bool = True  # whether an update that is not finite is left out; else it is made, and whoever asked for it undoes it
 
 
 def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -42,8 +43,8 @@ def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, st
         step: updates before this one, int32 [].
 
     Returns:
-        The row, float32; whether the update was applied (it is not where loss or gradient are not finite, and what the forward pass
-        did to other variables is not kept either); whether that is due to the loss scale alone.
+        The row, float32; whether loss and gradient are finite (where they are not, a guarded update is not applied, and what the
+        forward pass did to other variables is not kept either); whether that is due to the loss scale alone.
     """
     if learner.strategy is None:
         gradients, scalars, state = _reduced(learner, update, gather, indices, step)
@@ -60,7 +61,10 @@ def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, st
         clip = tf.minimum(1.0, learner.clip_norm / tf.maximum(norm, learner.clip_norm))
         gradients = [g * clip for g in gradients]
     before = [tf.identity(_read(w)) for w in learner.variables]
-    applied = tf.cond(finite, lambda: _apply(learner, gradients, state), lambda: tf.constant(0))
+    if update.guarded:
+        applied = tf.cond(finite, lambda: _apply(learner, gradients, state), lambda: tf.constant(0))
+    else:
+        applied = _apply(learner, gradients, state)
     with tf.control_dependencies([applied]):
         after = [tf.identity(_read(w)) for w in learner.variables]
     row += [_norm([a - b for a, b in zip(after, before, strict=True)], update), _norm(after, update), learning_rate]

@@ -60,11 +60,13 @@ def build_all(job: Job) -> tuple[build.Placement, Prepared, Learner, int]:
     keras.utils.set_random_seed(job.config.seed)
     keras.mixed_precision.set_global_policy(job.config.precision.policy)
     strategy = schema.section(schema.Strategy, job.config.strategy)
-    # The CPU is divided before data of one's own may start TensorFlow; its threads are set when the data are known.
-    placement = build.build_placement(strategy) if strategy.name == "cpu_sim" else None
+    placement = None
+    if strategy.name == "cpu_sim":  # the CPU is divided before data of one's own may start TensorFlow
+        with quiet():
+            placement = build.build_placement(strategy)
     loss = build.build_loss(job)
     data = build.build_data(job, loss)
-    with quiet():  # TensorFlow starts here
+    with quiet():  # TensorFlow starts here: its threads are set when the data are known
         compiling.set_threads(strategy, job.config.model, data, job.config.data.batch_size)
         placement = placement or build.build_placement(strategy)
     num_steps = build.num_steps(schema.section(schema.Trainer, job.config.trainer), len(data.train), job.config.data.batch_size)

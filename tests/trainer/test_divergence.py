@@ -269,6 +269,10 @@ def test_it_ends_before_the_update_and_is_looked_into(request, tmp_path, name):
     assert train(*overrides, f"trainer.steps={step - 1}", run_dir=straight)[0] == 0
     for key, array in newest(straight).arrays.items():
         np.testing.assert_array_equal(snapshot.arrays[key], array, err_msg=key)
+    *before, last = lines(run_dir)
+    assert before == lines(straight)
+    assert last["update_norm/global"] == 0
+    assert last["param_norm/global"] == pytest.approx(before[-1]["param_norm/global"], rel=1e-6)
 
     report = read(run_dir)
     assert (report["step"], report["checkpoint"]) == (step, step - 1)
