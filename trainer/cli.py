@@ -55,11 +55,7 @@ def train(arguments: Sequence[str]) -> int:
     if (options.resolve or options.package) and not options.cfg:
         raise ConfigError("--resolve and --package belong to --cfg: type for example --cfg job --resolve")
     if options.help:
-        from trainer.config import config_dirs
-        from trainer.help import help_text
-
-        print(help_text(config_dirs(config_dir), list(COMMANDS)))
-        return 0
+        return _help(options.overrides, config_dir)
     if options.cfg:
         return _print_config(options.cfg, options.overrides, config_dir, options.package, options.resolve)
     if options.shell_completion:
@@ -111,6 +107,21 @@ def _unknown_command(word: str, rest: Sequence[str]) -> str:
         return f"{there}; did you mean {close[0]}?"
     value = rest[0] if rest and re.fullmatch(r"[\w.]+", rest[0]) else "VALUE"
     return f"{there}, the default; a setting is typed with an equals sign: {word}={value}"
+
+
+def _help(words: Sequence[str], config_dir: Path | None) -> int:
+    """The whole help, or a line on each choice of the groups that are named."""
+    from trainer.config import config_dirs, groups
+    from trainer.help import choices_text, help_text
+    from trainer.validation import suggestion
+
+    dirs = config_dirs(config_dir)
+    there = groups(dirs)
+    named = [word.removesuffix("=") for word in words if "=" not in word[:-1]]
+    if unknown := [name for name in named if name not in there]:
+        raise ConfigError(f"--help {unknown[0]}: there is no such group{suggestion(unknown[0], list(there))}")
+    print("\n\n".join(choices_text(name, dirs) for name in named) or help_text(dirs, list(COMMANDS)))
+    return 0
 
 
 def _print_config(part: str, overrides: Sequence[str], config_dir: Path | None, package: str | None, resolve: bool) -> int:

@@ -246,6 +246,8 @@ def _check_choice(group: str, text: str, choices: list[str], dirs: Sequence[Path
     choice = text.partition("=")[2].strip("\"'")
     if choice in choices:
         return
+    if not choice:
+        raise ConfigError(f"{text} names no {group}: there is {', '.join(choices)}; gradtrain --help {group} says a line on each")
     if ".." in choice or choice.startswith(("/", "~")) or "\0" in choice:
         raise ConfigError(f"{text!r} is refused: a choice is the name of a file in a folder {group} of {' or '.join(map(str, dirs))}")
     raise ConfigError(f"{text}: there is no such {group}{suggestion(choice, choices)}")

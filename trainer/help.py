@@ -1,5 +1,7 @@
 """What `gradtrain --help` says; the groups and their choices are read from the configuration folders."""
 
+import itertools
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ from omegaconf import OmegaConf
 from trainer.config import groups
 
 _WIDTH = 96
+_MOST_READ = 4096  # characters of a file, for its first comment
+_LONGEST = 32  # characters of a name beside which there is room for a meaning
 
 _ABOUT = """
 gradtrain trains a Keras model with a loss whose gradient you choose: the tape through the loss's formula (gradient=auto), or
@@ -35,7 +39,7 @@ _OVERRIDES = {
 }
 
 _OPTIONS = {
-    "-h, --help": "this text",
+    "-h, --help [GROUP]": "this text; with a group, such as --help experiment, a line on each of its choices",
     "--version": "the version",
     "-m, --multirun": "run every combination of the values separated by commas; a table closes the sweep",
     "-cd, --config-dir DIR": "a folder of your own with files such as DIR/loss/mine.yaml, looked into before the shipped ones",
@@ -78,6 +82,30 @@ def help_text(dirs: Sequence[Path], commands: Sequence[str]) -> str:
     )
 
 
+def choices_text(group: str, dirs: Sequence[Path]) -> str:
+    """A group's choices, each with the first sentence of its file's comment."""
+    default = _defaults(dirs).get(group)
+    rows = {f"{name}*" if name == default else name: _description(group, name, dirs) for name in groups(dirs)[group]}
+    width = min(max(map(len, rows), default=0), _LONGEST) + 1
+    return "\n".join([f"{group}=CHOICE, with CHOICE one of (* is the default):", *_table(rows, width)])
+
+
+def _description(group: str, name: str, dirs: Sequence[Path]) -> str:
+    path = next(path for path in (folder / group / f"{name}.yaml" for folder in dirs) if path.is_file())
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read(_MOST_READ).splitlines()
+    # The first lines of comment that are neither a directive, such as @package, nor a command, which is indented.
+    prose = itertools.takewhile(_is_prose, itertools.dropwhile(lambda line: not _is_prose(line), lines))
+    text = " ".join(line.removeprefix("#").strip() for line in prose)
+    sentence = re.match(r".*?[.?!](?=\s+\D|$)", text)
+    shown = sentence[0] if sentence else text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)  # a file of others may hold what a terminal would act on
+
+
+def _is_prose(line: str) -> bool:
+    return re.match(r"# ?[^\s@]", line) is not None
+
+
 def _defaults(dirs: Sequence[Path]) -> dict[str, str]:
     """Group -> default choice, from the defaults list of the primary configuration."""
     primary = next(path for path in (folder / "config.yaml" for folder in dirs) if path.is_file())
@@ -89,7 +117,7 @@ def _defaults(dirs: Sequence[Path]) -> dict[str, str]:
 def _table(rows: dict[str, str], width: int) -> list[str]:
     lines = []
     for name, meaning in rows.items():
-        wrapped = textwrap.wrap(meaning, _WIDTH - width - 2)
+        wrapped = textwrap.wrap(meaning, _WIDTH - width - 2) or [""]
         first = f"  {name:<{width}}"
         if len(name) >= width:  # the meaning begins on a line of its own
             lines.append(first)

@@ -204,6 +204,7 @@ def test_completion_is_installed_for_the_command(capsys, monkeypatch):
 def test_nothing_of_it_imports_tensorflow():
     lines = [
         ["--help"],
+        ["--help", "experiment"],
         ["--version"],
         ["--cfg", "job"],
         ["--cfg", "job", "--resolve"],
@@ -211,17 +212,25 @@ def test_nothing_of_it_imports_tensorflow():
         ["losss=mse"],
         ["loss=nope"],
     ]
-    lines += [["trainer.steps=0"], ["loss._target_=os.system"], ["-m", "loss=nope", "seed=1,2"], ["chekc"], ["-m", "seed=1,-2"]]
+    lines += [
+        ["trainer.steps=0"],
+        ["loss._target_=os.system"],
+        ["-m", "loss=nope", "seed=1,2"],
+        ["chekc"],
+        ["-m", "seed=1,-2"],
+        ["experiment="],
+    ]
     code = f"import sys\nfrom trainer.cli import main\nprint([main(line) for line in {lines}])\n"
     code += "print([name for name in ('tensorflow', 'keras', 'numpy', 'losses') if name in sys.modules])"
     environment = os.environ | {"COMP_LINE": "gradtrain loss=", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.splitlines()[-2:] == [str([0] * 5 + [2] * 7), "[]"]
+    assert done.stdout.splitlines()[-2:] == [str([0] * 6 + [2] * 8), "[]"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["--cfg", "job"], ["loss=nope"], ["loss=mse", "loss.delt=1"], ["-sc", "query=bash"]]
+    "arguments",
+    [["--help"], ["--help", "loss"], ["--version"], ["--cfg", "job"], ["loss=nope"], ["loss=mse", "loss.delt=1"], ["-sc", "query=bash"]],
 )
 def test_seconds_of_the_processor_to_an_answer(arguments):
     before = os.times()
