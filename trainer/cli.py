@@ -1,9 +1,7 @@
 """The command line: trains by default, and answers help, configuration and completion without TensorFlow."""
 
-import contextlib
 import difflib
 import importlib
-import io
 import os
 import re
 import sys
@@ -17,8 +15,6 @@ from trainer.errors import ConfigError, report
 
 if TYPE_CHECKING:
     from trainer.config import Job
-
-_SHELLS = ("bash", "zsh", "fish")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,26 +147,22 @@ def _of_the_run(wanted: "Job", config_dir: Path | None) -> "Job":
 
 
 def _complete(overrides: Sequence[str]) -> int:
-    """Shell completion through Hydra's plugins."""
-    from trainer import config
+    """What a shell asks for, once or at every press of the key."""
+    from trainer import completion
 
     action, _, shell = overrides[0].partition("=") if len(overrides) == 1 else ("", "", "")
-    if action not in ("install", "uninstall", "query") or shell not in _SHELLS:
-        raise ConfigError(f"--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL, with SHELL one of {', '.join(_SHELLS)}")
+    if action not in ("install", "uninstall", "query") or shell not in completion.INSTALL:
+        shells = ", ".join(completion.INSTALL)
+        raise ConfigError(f"--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL, with SHELL one of {shells}")
     if action == "install" and Path(sys.argv[0]).suffix == ".py":
         raise ConfigError("completion is for the command gradtrain: type gradtrain -sc install=" + shell)
+    if action != "query":
+        print((completion.INSTALL if action == "install" else completion.UNINSTALL)[shell].strip())
+        return 0
     line = os.environ.get("COMP_LINE", "")
-    if action == "query" and not line:
+    if not line:
         raise ConfigError("-sc query is what the shell types; type gradtrain -sc install=" + shell)
-    named = re.search(r"(?:--config-dir|-cd)[ =](\S+)", line)
-    output = io.StringIO()
-    # A half-typed line that can't be read completes to nothing; nothing may be printed into the user's prompt.
-    with (
-        contextlib.suppress(Exception, SystemExit),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(io.StringIO()),
-        config.completion(Path(named[1]) if named and Path(named[1]).is_dir() else None) as hydra,
-    ):
-        hydra.shell_completion("config", list(overrides))
-    print(re.sub(r"\S+=_\S*\s?", "", output.getvalue()) if action == "query" else output.getvalue(), end="")  # _base is no choice
+    for word in completion.candidates(line, list(COMMANDS), list(_parser()._option_string_actions)):
+        # bash is told to add no blank itself: it would, after a key and its equals sign too.
+        print(f"{word} " if shell == "bash" and word[-1] not in "=./" else word)
     return 0
