@@ -52,6 +52,7 @@ class Plan:
     audit_every: int = 0
     max_rollbacks: int = 0  # in the whole run; 0: none
     borders: tuple[int, ...] = ()  # further steps after which a chunk must end
+    enough: Callable[[dict[str, float]], bool] | None = None  # whether an evaluation is good enough to end the run
 
     def next_border(self, step: int, most: int) -> int:
         """The next step after `step` at which the host has to do something, at most `most` away."""
@@ -79,7 +80,7 @@ class Outcome:
     """How a loop ended."""
 
     final: dict[str, float]  # the last step's scalars, and the last evaluation
-    cause: str  # "finished", "early stopping" or "signal"
+    cause: str  # "finished", "fitted", "early stopping" or "signal"
     steps_per_second: float
     time_shares: dict[str, float] = dataclasses.field(default_factory=dict)  # of the loop's time, by activity
 
@@ -159,12 +160,13 @@ def run_loop(
                 f"warning: {_describe(plan, state.step, tags, rows[-1])}; back to the state after step {state.anchor}, and on after step "
                 f"{state.step} (rollback {state.rollbacks} of {plan.max_rollbacks}). {known}"
             )
-        improved = False
+        improved = enough = False
         if plan.is_due(plan.eval_every, state.step) and not diverged:
             with clock("evaluation"):
                 evaluation = evaluate()
             final |= evaluation
             improved = _judge(plan, state, evaluation)
+            enough = plan.enough is not None and plan.enough(evaluation)
             logged[-1] = True
             extra[state.step] = extra.get(state.step, {}) | evaluation
         with clock("logging"):
@@ -182,6 +184,8 @@ def run_loop(
             raise DivergedError(f"{objection}; the state is {unsaved}" if unsaved else objection)
         if signals.received is not None:
             cause = "signal"
+        elif enough:
+            cause = "fitted"
         elif plan.patience and state.stale >= plan.patience:
             cause = "early stopping"
         ends = cause != "finished" or state.step == plan.num_steps

@@ -30,6 +30,9 @@ _MAY_CHANGE = (
     "data.stream", "data.max_resident_mb",
 )  # fmt: skip
 
+# Keys that runs of earlier versions lack, with what they did: such a run goes on, and its checkpoints count.
+_ADDED = {"trainer.overfit": False}
+
 
 @dataclasses.dataclass
 class RunDir:
@@ -143,7 +146,7 @@ def _stored_value(node: Any, name: Any, key: str) -> Any:
 
 def differing_keys(stored: str, current: str) -> list[str]:
     """Keys, with both values, in which two stored configurations differ and that a continued run may not change."""
-    before, now = flat(parsed(stored)), flat(parsed(current))
+    before, now = (_ADDED | flat(parsed(text)) for text in (stored, current))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not _may_change(key)]
 
@@ -151,7 +154,8 @@ def differing_keys(stored: str, current: str) -> list[str]:
 def fingerprint(stored: str) -> str:
     """The SHA-256 of what a continued run may not change of a stored configuration."""
     config = flat(parsed(stored))
-    return hashlib.sha256(json.dumps({key: config[key] for key in sorted(config) if not _may_change(key)}).encode()).hexdigest()
+    told = [key for key in sorted(config) if not _may_change(key) and (key not in _ADDED or config[key] != _ADDED[key])]
+    return hashlib.sha256(json.dumps({key: config[key] for key in told}).encode()).hexdigest()
 
 
 def _may_change(key: str) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -27,6 +27,7 @@ from trainer.json_files import last_row
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
 from trainer.loop import Outcome, Plan, State, run_loop
+from trainer.overfit import Overfit
 from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, closing_table, say
 from trainer.rollback import Rollback
@@ -66,6 +67,8 @@ def build_all(job: Job) -> tuple[build.Placement, Prepared, Learner, int]:
             placement = build.build_placement(strategy)
     loss = build.build_loss(job)
     data = build.build_data(job, loss)
+    if job.config.trainer.overfit:
+        data = data.only(Order(len(data.train), job.config.data.batch_size, job.config.seed).batches(0, 1)[0])
     with quiet():  # TensorFlow starts here: its threads are set when the data are known
         compiling.set_threads(strategy, job.config.model, data, job.config.data.batch_size)
         placement = placement or build.build_placement(strategy)
@@ -83,8 +86,12 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
     order = Order(len(data.train), batch_size, job.config.seed)
     logging = schema.section(schema.Logging, job.config.logging)
     profiler = Profiler(run.file("tensorboard"), _window(logging.profile_steps))
-    plan = _plan(settings, saving, job.config.gradient.audit_every, num_steps, _most_steps(settings, data, batch_size), profiler.borders)
-    _check_plan(plan, learner, data, batch_size, settings.accumulate)
+    plan = make_plan(job, learner, data, num_steps, profiler.borders)
+    overfit = None
+    if settings.overfit:  # judged from the initial weights on, before a checkpoint is restored
+        with placement.scope():
+            overfit = Overfit.of(make_evaluate(learner, data, batch_size)(), len(data.train))
+        plan = dataclasses.replace(plan, enough=overfit.reached)
 
     compiled = compiling.choose(settings.compile, learner)
     if not loss.xla:
@@ -101,7 +108,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     if rollback.wanted and state.step:
         resuming.hold_anchor(run, state, rollback)
-    proof = _verify(job, learner, data, order)
+    proof = verify(job, learner, data, order)
     rundir.describe(run, rundir.stored_config(job.config), job.overrides)
     about, fingerprint = resuming.about(job), data.fingerprint()
 
@@ -121,20 +128,15 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         saver.put(snapshots.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays), anchor), best_step, last)
 
     with placement.scope():
-        wanted = job.config.gradient
-
-        def make(way: str) -> Chunk:
-            update = Update(batch_size, way, settings.accumulate, plan.audit_every)
-            return make_chunk(learner, data, update, plan.steps_per_call, plan.max_skipped, wanted.audit_tolerance)
-
+        make = chunk_maker(job, learner, data, plan)
         handed = None if data.resident else data.train
         if compiled == "measure":
             with Feed(order, plan.steps_per_call, handed, whole=True) as feed:
-                compiled, chunk = _measured(learner, make, *feed.take(0, plan.steps_per_call, then=plan.steps_per_call))
+                compiled, chunk = measured(learner, make, *feed.take(0, plan.steps_per_call, then=plan.steps_per_call))
         else:
             chunk = make(compiled)
         evaluate = make_evaluate(learner, data, batch_size)
-        audit = Audit(learner, data.train.rows, wanted.on_audit == "stop")
+        audit = Audit(learner, data.train.rows, job.config.gradient.on_audit == "stop")
         examine = _examine(run, Forensics(learner, data, settings.accumulate, compiled))
     with (
         placement.scope(),
@@ -143,16 +145,11 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         Saver(run.file("checkpoints"), saving.keep, recorder.flush) as saver,
         contextlib.closing(profiler),
         ProgressLine(num_steps, state.step) as progress,
+        xla_explained(),
     ):
-        try:
-            outcome = run_loop(
-                plan, state, feed, chunk, learner.tags, evaluate, audit, examine, rollback.back, save, recorder, profiler, progress, signals
-            )
-        except tf.errors.InvalidArgumentError as error:
-            if "tf2xla conversion failed" not in str(error):
-                raise
-            reason = str(error).splitlines()[0].partition("{{")[0]
-            raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
+        outcome = run_loop(
+            plan, state, feed, chunk, learner.tags, evaluate, audit, examine, rollback.back, save, recorder, profiler, progress, signals
+        )
 
     summary = _summary(run, learner, state, compiled, proof, outcome)
     run.write("summary.json", summary)
@@ -160,15 +157,19 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         say(f"stopped at step {state.step} of {num_steps}; the same command with hydra.run.dir={run.path} goes on")
         return 128 + (signals.received or 0), f"signal {signals.received}"
     closing_table(str(run.path), summary)
+    if overfit is not None:
+        overfit.judge(outcome.final, state.step, loss, learner.gradient_mode)
     return 0, outcome.cause
 
 
-def _plan(
-    settings: schema.Trainer, saving: schema.Checkpoint, audit_every: int, num_steps: int, most_steps: int, borders: tuple[int, ...]
-) -> Plan:
-    return Plan(
+def make_plan(job: Job, learner: Learner, data: Prepared, num_steps: int, borders: tuple[int, ...] = ()) -> Plan:
+    """When the loop does what; `borders` are further steps after which a chunk must end. ConfigError where that can't be done."""
+    settings = schema.section(schema.Trainer, job.config.trainer)
+    saving = schema.section(schema.Checkpoint, job.config.checkpoint)
+    batch_size = job.config.data.batch_size
+    plan = Plan(
         num_steps=num_steps,
-        steps_per_call=min(most_steps, num_steps),
+        steps_per_call=min(_most_steps(settings, data, batch_size), num_steps),
         adapts=settings.steps_per_call is None,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
@@ -178,10 +179,35 @@ def _plan(
         patience=settings.early_stopping.patience,
         min_delta=settings.early_stopping.min_delta,
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
-        audit_every=audit_every,
+        audit_every=job.config.gradient.audit_every,
         max_rollbacks=_MOST_ROLLBACKS if settings.on_nonfinite == "rollback" else 0,
         borders=borders,
     )
+    _check_plan(plan, learner, data, batch_size, settings)
+    return plan
+
+
+def chunk_maker(job: Job, learner: Learner, data: Prepared, plan: Plan) -> Callable[[str], Chunk]:
+    """The job's chunk, by how it is compiled."""
+    batch_size, accumulate, tolerance = job.config.data.batch_size, job.config.trainer.accumulate, job.config.gradient.audit_tolerance
+
+    def make(way: str) -> Chunk:
+        update = Update(batch_size, way, accumulate, plan.audit_every)
+        return make_chunk(learner, data, update, plan.steps_per_call, plan.max_skipped, tolerance)
+
+    return make
+
+
+@contextlib.contextmanager
+def xla_explained() -> Iterator[None]:
+    """Within it, a ConfigError says what XLA can't compile, and what to type instead."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if "tf2xla conversion failed" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].partition("{{")[0]
+        raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
 
 
 def _window(steps: list[int]) -> tuple[int, int] | None:
@@ -204,19 +230,20 @@ def _most_steps(settings: schema.Trainer, data: Prepared, batch_size: int) -> in
     return min(typed or _MOST_STEPS, most)
 
 
-def _measured(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray, batches: Any) -> tuple[str, Chunk]:
+def measured(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray, batches: Any) -> tuple[str, Chunk]:
     """The fastest way of compiling on these batches, and its chunk."""
     chunks: dict[str, Chunk] = {}
 
-    def measured(way: str) -> Chunk:
+    def kept(way: str) -> Chunk:
         chunk = chunks[way] = make(way)
         return lambda _, *arguments: chunk(batches, *arguments)
 
-    way, _ = compiling.measure(learner, measured, indices)
+    way, _ = compiling.measure(learner, kept, indices)
     return way, chunks[way]
 
 
-def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, accumulate: int) -> None:
+def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, settings: schema.Trainer) -> None:
+    accumulate = settings.accumulate
     parts = learner.num_replicas * accumulate
     if batch_size % parts:
         among = f"{learner.num_replicas} replicas" + (f" times trainer.accumulate={accumulate}" if accumulate > 1 else "")
@@ -241,6 +268,8 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, a
         raise ConfigError(f"checkpoint.monitor={plan.monitor}: evaluation gives {', '.join(metrics)}; type one of these")
     if plan.patience and not plan.eval_every:
         raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
+    if settings.overfit and not plan.eval_every:
+        raise ConfigError("debug=overfit is judged by evaluations: type trainer.eval_every=STEPS")
 
 
 def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, dict[str, float], int | None], str]:
@@ -258,12 +287,21 @@ def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, di
     return examine
 
 
+def peak_memory() -> float:
+    """The most that this process has had in memory so far, MB."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:  # of this program alone: getrusage counts what was before exec
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: str, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": state.step,
         "wall_seconds": round(time.monotonic() - run.claimed, 3),
         "steps_per_second": round(outcome.steps_per_second, 1),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mb": round(peak_memory(), 1),
         "gradient_mode": learner.gradient_mode,
         "gradient_check": proof,
         "compile": compiled,
@@ -273,7 +311,7 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
     }
 
 
-def _verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
+def verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
     """Proves the analytic gradient on the first real batch; what it found, for the summary. Refuses a wrong one."""
     if learner.gradient_mode != "analytic":
         return "not checked: the tape's"

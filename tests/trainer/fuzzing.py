@@ -116,6 +116,8 @@ def _problem(exit_code: int, errors: str) -> str:
         return "a traceback"
     if exit_code == 0:
         return "" if not errors else "done, with something on stderr"
+    if exit_code == 1 and last.startswith("error: does not fit: "):  # trainer.overfit
+        return ""
     if exit_code == 1 and re.match(r"\[\d+/\d+\] ", last):  # of a sweep, one job or more
         return "" if " failed: " in last and re.search(_ADVICE, last) else "a job of a sweep failed without a word"
     if exit_code not in (2, 3, 4, 5):

@@ -74,3 +74,12 @@ def test_the_environment_is_plain_json():
     found = rundir.environment(["/device:CPU:0"])
     assert json.loads(json.dumps(found)) == found
     assert found["packages"]["tensorflow"]
+
+
+def test_a_run_of_an_earlier_version_lacks_newer_keys_and_goes_on():
+    before, now = "seed: 1\ntrainer:\n  clip_norm: null\n", "seed: 1\ntrainer:\n  clip_norm: null\n  overfit: false\n"
+    assert rundir.differing_keys(before, now) == []
+    assert rundir.fingerprint(before) == rundir.fingerprint(now)
+    other = now.replace("false", "true")
+    assert rundir.differing_keys(before, other) == ["trainer.overfit: False -> True"]
+    assert rundir.fingerprint(before) != rundir.fingerprint(other)

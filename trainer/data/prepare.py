@@ -96,6 +96,12 @@ class Prepared:
         targets = self.first.targets["labels"] if isinstance(self.first.targets, dict) else self.first.targets
         return () if targets is None or self.want == "classes" else targets.shape[1:]
 
+    def only(self, rows: np.ndarray) -> "Prepared":
+        """Some examples of the training part, by index, as the whole of both parts, in memory; in units of all that there are."""
+        some = self.train.rows(rows)
+        numbers = rows if self.train_rows is None else self.train_rows[rows]
+        return dataclasses.replace(self, train=some, evaluation=some, resident=True, num_sampled=None, checksum=None, train_rows=numbers)
+
     def fingerprint(self) -> str:
         """A checksum of what is trained on."""
         if self.checksum is not None:
