@@ -59,7 +59,7 @@ def possible(learner: Learner) -> list[str]:
 
 def synchronizes(learner: Learner) -> bool:
     """Whether replicas wait for each other within the model, which no compiled or repeated part of a step can hold."""
-    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in _layers(learner.model))
+    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in layers_within(learner.model))
 
 
 def choose(setting: str, learner: Learner) -> str:
@@ -76,7 +76,7 @@ def choose(setting: str, learner: Learner) -> str:
         raise ConfigError(f"trainer.compile={setting}: {reason}: type trainer.compile={possible(learner)[0]}")
     if setting != "auto":
         return setting
-    layers = {type(layer).__name__ for layer in _layers(learner.model)}
+    layers = {type(layer).__name__ for layer in layers_within(learner.model)}
     slow = any("Conv" in name for name in layers) or any(variable.name == "seed_generator_state" for variable in learner.state)
     if slow or "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
         return "graph"
@@ -98,7 +98,7 @@ def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray)
     seconds: dict[str, float] = {}
     for way, chunk in chunks.items():
         try:
-            seconds[way] = _seconds(chunk, indices)
+            seconds[way] = step_seconds(chunk, indices)
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
                 raise
@@ -109,8 +109,8 @@ def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray)
     return best, chunks[best]
 
 
-def _seconds(chunk: Chunk, indices: np.ndarray) -> float:
-    """Of a step, the median of some chunks after the first, which is traced and compiled."""
+def step_seconds(chunk: Chunk, indices: np.ndarray) -> float:
+    """The time of a step, the median of some chunks after the first, which is traced and compiled."""
 
     def timed(num_steps: int) -> float:
         started = time.perf_counter()
@@ -126,7 +126,8 @@ def _listed(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{way} {1e3 * each:.3g} ms a step" for way, each in seconds.items())
 
 
-def _layers(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """All layers of a model, and those of models within it."""
     for layer in getattr(model, "layers", []):
         yield layer
-        yield from _layers(layer)
+        yield from layers_within(layer)

@@ -36,6 +36,7 @@ _OVERRIDES = {
     "trainer.clip_norm=1": "clip the gradient by its global norm, after the reduction over replicas",
     "seed=1": "of weights, order of the data, and layers' randomness; -m seed=1,2,3 trains three",
     "hydra.run.dir=outputs/mine": "the run's directory; the same command again goes on where the run stopped",
+    "trainer.dry_run=true": "shapes, memory and time of the run, and no run; debug=overfit: can it fit one batch?",
 }
 
 _OPTIONS = {

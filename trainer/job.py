@@ -1,6 +1,7 @@
 """One run, from start to end, around the training itself: its directory, its status, whether it may go on. Imports no TensorFlow."""
 
 import os
+import time
 from pathlib import Path
 
 from trainer import rundir, secrets
@@ -14,11 +15,13 @@ from trainer.silence import quiet
 
 
 def run(job: Job) -> int:
-    """Trains, and returns the exit status; or shows why a run has diverged, where that is asked for.
+    """Trains, and returns the exit status; or shows what the run would be, or why it has diverged, where that is asked for.
 
     Raises:
         UserError: the user's mistake, or a fault that the user can act on; the run directory's status.json says the same.
     """
+    if job.config.trainer.dry_run:
+        return _dry_run(job)
     if job.config.trainer.replay:
         return _replay(job)
     resume, path = job.config.resume, job.run_dir
@@ -55,6 +58,15 @@ def run(job: Job) -> int:
             return exit_code
         finally:
             run.release()
+
+
+def _dry_run(job: Job) -> int:
+    started = time.monotonic()
+    _import()
+    from trainer import dry_run
+
+    dry_run.dry_run(job, started)
+    return 0
 
 
 def _replay(job: Job) -> int:

@@ -26,7 +26,7 @@ from trainer.json_files import read_json
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
     "resume", "trust", "gradient", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.eval_every", "trainer.steps_per_call",
-    "trainer.on_nonfinite", "trainer.replay", "trainer.early_stopping", "strategy", "checkpoint", "logging", "sweep",
+    "trainer.on_nonfinite", "trainer.replay", "trainer.dry_run", "trainer.early_stopping", "strategy", "checkpoint", "logging", "sweep",
     "data.stream", "data.max_resident_mb",
 )  # fmt: skip
 

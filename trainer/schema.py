@@ -83,6 +83,7 @@ class Trainer:
     # a row; rollback: go back to the last checkpoint (checkpoint.every, or the best), and on after the step, at most 10 times in a run.
     on_nonfinite: str = limited("stop", choices=("stop", "skip", "rollback"))
     replay: bool = False  # compute the step at which the run in hydra.run.dir has diverged anew, print what was found, and end
+    dry_run: bool = False  # show what the run would be, with its memory and time, and end; nothing is trained, and nothing is written
     overfit: bool = False  # by debug=overfit: train on the first batch alone, evaluate on it, and say whether it can be fitted
     ema_decay: float | None = limited(None, above=0, below=1)  # evaluate an exponential moving average of the weights
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)

@@ -159,6 +159,8 @@ def expand(overrides: Sequence[str], config_dir: Path | None = None) -> list[Job
         raise ConfigError(
             f"{len(refused)} of {len(combinations)} jobs can't be run, as listed; none was started: mend them, or leave them out"
         )
+    if any(job.config.trainer.dry_run for job in jobs.values()):
+        raise ConfigError("trainer.dry_run=true looks at one job: type it without -m, and with one value of each key")
     return list(jobs.values())
 
 

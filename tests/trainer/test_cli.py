@@ -44,7 +44,7 @@ def test_the_overrides_in_the_help_are_valid(capsys):
     _, _, rest = capsys.readouterr().out.partition("What people type most:\n")
     lines = [re.match(r"  (\S+=\S*(?: \S+=\S*)*)", line) for line in rest.partition("Options:")[0].splitlines()]
     typed = [line[1].split() for line in lines if line]
-    assert len(typed) == 10
+    assert len(typed) == 11
     for overrides in typed:
         config.load(overrides)
 
