@@ -1,4 +1,7 @@
+import contextlib
+import faulthandler
 import fcntl
+import json
 import multiprocessing
 import os
 import signal
@@ -14,6 +17,7 @@ import pytest
 import trainer
 from trainer import cli, sweep
 from trainer.errors import ConfigError
+from trainer.json_files import read_json
 
 ROOT = Path(trainer.__file__).parents[1]
 
@@ -299,8 +303,8 @@ def _wait_for(path: Path) -> None:
     _wait_until(path.exists)
 
 
-def _wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+def _wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -312,3 +316,75 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+NUM_JOBS, NUM_STEPS = 40, 20
+TINY = (
+    "-m",
+    f"seed=range(0,{NUM_JOBS})",
+    "model=linear",
+    f"trainer.steps={NUM_STEPS}",
+    "trainer.steps_per_call=1",
+    "trainer.eval_every=0",
+    "trainer.compile=graph",
+    "gradient.verify_at_start=false",
+    "checkpoint.every=5",
+    "logging.tensorboard=false",
+    "sweep.parallel=2",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(rows=[14, 20])
+def test_forty_jobs_killed_twice_run_once_each(tmp_path):
+    faulthandler.dump_traceback_later(
+        1500, exit=True, file=sys.__stderr__
+    )  # forty times TensorFlow's start is longer than other tests may take
+    folder = tmp_path / "sweep"
+    command = [sys.executable, "-m", "trainer", *TINY, f"hydra.sweep.dir={folder}"]
+    environment = os.environ | {"SWEEP_OF": str(tmp_path)}  # which its processes inherit: by this they are found
+    done: dict[Path, dict[str, tuple[int, bytes]]] = {}
+    for num_before_kill in (6, 17):
+        with open(tmp_path / "output", "a") as output:
+            sweep_process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        _wait_until(lambda count=num_before_kill: len(_jobs_done(folder)) >= count, seconds=600)
+        assert len(_processes_of(tmp_path)) > 2
+        sweep_process.kill()
+        assert sweep_process.wait(timeout=60) == -signal.SIGKILL
+        _wait_until(lambda: not _processes_of(tmp_path))  # those that it had started end by themselves
+        assert num_before_kill <= len(_jobs_done(folder)) < NUM_JOBS
+        assert {path: _written(path) for path in done} == done  # they were not started again
+        done = {path: _written(path) for path in _jobs_done(folder)}
+    last = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert last.returncode == 0, last.stderr
+    assert last.stdout.count("  is done, in ") == len(done)
+    assert f"{NUM_JOBS} of {NUM_JOBS} jobs done" in last.stdout
+    assert {path: _written(path) for path in done} == done
+    _wait_until(lambda: not _processes_of(tmp_path))
+    jobs = _jobs_done(folder)
+    assert len(jobs) == NUM_JOBS
+    for path in jobs:
+        assert json.loads((path / "status.json").read_text()) == {"state": "done", "cause": "finished", "exit_code": 0}
+        assert json.loads((path / "summary.json").read_text())["steps"] == NUM_STEPS
+        steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, NUM_STEPS + 1)), path
+
+
+def _jobs_done(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob("*/status.json")) if (read_json(path) or {}).get("state") == "done"]
+
+
+def _written(job: Path) -> dict[str, tuple[int, bytes]]:
+    """When and what a job has written, by file; its output, in a file beside its directory, too."""
+    files = [*(path for path in job.rglob("*") if path.is_file()), job.with_name(f"{job.name}.log")]
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files if path.exists()}
+
+
+def _processes_of(mark: Path) -> list[int]:
+    """All that run, and were started with this mark in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if f"SWEEP_OF={mark}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
