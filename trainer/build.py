@@ -17,7 +17,7 @@ from losses.external import External
 from losses.modes import cast_target
 from trainer import heads, schema, trust
 from trainer.config import Job, config_dirs, groups
-from trainer.data.base import Examples, StreamedSource
+from trainer.data.base import Examples, Source, StreamedSource
 from trainer.data.kinds import KINDS, fit
 from trainer.data.prepare import Prepared, prepare
 from trainer.data.stream import prepare_streamed
@@ -135,27 +135,21 @@ def _with_mode(loss: Loss, job: Job) -> Loss:
     return loss
 
 
-def build_data(job: Job, loss: Loss) -> Prepared:
-    """The examples, fitted to what the loss wants."""
+def build_source(job: Job) -> tuple[Source, schema.Data]:
+    """What the examples come from, and the keys that every source shares."""
     names = {field.name for field in dataclasses.fields(schema.Data)}
     arguments = _arguments(job.config.data)
     shared = schema.Data(**{name: arguments.pop(name) for name in names & arguments.keys()})
     found = trust.find(job.config.data._target_, "data", job.trust)
     if "sample_weight" in inspect.signature(found).parameters:
         arguments["sample_weight"] = shared.sample_weight  # a source of a table must know which column is no feature
-    source = _call(found, arguments, f"data={job.choices['data']}")
-    if source.kind not in KINDS:
-        raise ConfigError(f"{_name(job.config.data)}.kind is {source.kind!r}; it must be one of {', '.join(KINDS)}")
-    want = fit(source.kind, loss.targets)
-    if want is None:
-        advice = f"type data= one of {', '.join(_fitting_data(loss)) or '(none of the bundled)'}"
-        if "targets" in arguments:  # a file, whose targets may be meant otherwise
-            advice = f"if they are meant so, type data.targets= one of {', '.join(sorted(loss.targets))}; or {advice}"
-        raise ConfigError(
-            f"data={job.choices['data']} has {source.kind} targets; the loss {loss.name} takes {' or '.join(loss.targets)}: {advice}"
-        )
-    if "targets" in arguments and arguments["targets"] == "auto":
-        say(f"{job.config.data.path}: the targets are read as {source.kind}; data.targets= says otherwise")
+    return _call(found, arguments, f"data={job.choices['data']}"), shared
+
+
+def build_data(job: Job, loss: Loss) -> Prepared:
+    """The examples, fitted to what the loss wants."""
+    source, shared = build_source(job)
+    want = fitted(job, source, loss)
     if isinstance(source, StreamedSource):
         prepared = prepare_streamed(source, source.kind, want, shared)
         if prepared.num_sampled is not None:
@@ -165,6 +159,23 @@ def build_data(job: Job, loss: Loss) -> Prepared:
     if not isinstance(examples, Examples):
         raise ConfigError(f"{_name(job.config.data)}.load() must return trainer.data.base.Examples; it returned {type(examples).__name__}")
     return _said(job, prepare(examples, source.kind, want, shared))
+
+
+def fitted(job: Job, source: Source, loss: Loss) -> str:
+    """As what the source's targets meet the loss; ConfigError where they don't fit."""
+    if source.kind not in KINDS:
+        raise ConfigError(f"{_name(job.config.data)}.kind is {source.kind!r}; it must be one of {', '.join(KINDS)}")
+    want = fit(source.kind, loss.targets)
+    if want is None:
+        advice = f"type data= one of {', '.join(_fitting_data(loss)) or '(none of the bundled)'}"
+        if "targets" in job.config.data:
+            advice = f"if they are meant so, type data.targets= one of {', '.join(sorted(loss.targets))}; or {advice}"
+        raise ConfigError(
+            f"data={job.choices['data']} has {source.kind} targets; the loss {loss.name} takes {' or '.join(loss.targets)}: {advice}"
+        )
+    if job.config.data.get("targets") == "auto":
+        say(f"{job.config.data.path}: the targets are read as {source.kind}; data.targets= says otherwise")
+    return want
 
 
 def _said(job: Job, data: Prepared) -> Prepared:

@@ -17,6 +17,7 @@ from trainer import build, compiling, resuming, rundir, schema, snapshots
 from trainer.audit import Audit
 from trainer.chunk import Chunk, make_chunk
 from trainer.config import Job
+from trainer.data.described import described
 from trainer.data.feed import Feed, most_batches
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
@@ -55,20 +56,29 @@ def train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, st
         raise ConfigError(str(error)) from error
 
 
-def build_all(job: Job) -> tuple[build.Placement, Prepared, Learner, int]:
-    """Where tensors and replicas live, the data, what is trained on them, and for how many steps."""
+def build_all(
+    job: Job, data: Prepared | None = None, strategy: schema.Strategy | None = None
+) -> tuple[build.Placement, Prepared, Learner, int]:
+    """Where tensors and replicas live, the data, what is trained on them, and for how many steps.
+
+    Args:
+        job: the job.
+        data: instead of the job's own.
+        strategy: instead of the job's own.
+    """
     keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
     keras.utils.set_random_seed(job.config.seed)
     keras.mixed_precision.set_global_policy(job.config.precision.policy)
-    strategy = schema.section(schema.Strategy, job.config.strategy)
+    strategy = strategy or schema.section(schema.Strategy, job.config.strategy)
     placement = None
     if strategy.name == "cpu_sim":  # the CPU is divided before data of one's own may start TensorFlow
         with quiet():
             placement = build.build_placement(strategy)
     loss = build.build_loss(job)
-    data = build.build_data(job, loss)
-    if job.config.trainer.overfit:
-        data = data.only(Order(len(data.train), job.config.data.batch_size, job.config.seed).batches(0, 1)[0])
+    if data is None:
+        data = build.build_data(job, loss)
+        if job.config.trainer.overfit:
+            data = data.only(Order(len(data.train), job.config.data.batch_size, job.config.seed).batches(0, 1)[0])
     with quiet():  # TensorFlow starts here: its threads are set when the data are known
         compiling.set_threads(strategy, job.config.model, data, job.config.data.batch_size)
         placement = placement or build.build_placement(strategy)
@@ -111,6 +121,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
     proof = verify(job, learner, data, order)
     rundir.describe(run, rundir.stored_config(job.config), job.overrides)
     about, fingerprint = resuming.about(job), data.fingerprint()
+    run.write("data.json", described(data, fingerprint))
 
     def save(last: bool) -> None:
         kept = {

@@ -123,7 +123,7 @@ X = np.zeros([4, 2])
         ({"features": X, "targets": [0, -1, 1, 0], "num_classes": 2}, r"class -1 in row 1"),
         ({"features": X, "targets": [0.0, 1.0, 1.0, 0.0], "num_classes": 2}, "whole numbers.* found dtype float64"),
         ({"features": X, "targets": [[0], [1], [1], [0]], "num_classes": 2}, r"shape \(4, 1\)"),
-        ({"features": X, "targets": [0, 0, 0, 0], "num_classes": 1}, "at least 2 classes"),
+        ({"features": X, "targets": [0, 0, 0, 0], "num_classes": 0}, "at least 2 classes"),
         ({"features": X, "targets": np.zeros(4), "weights": {"w": [1, 2]}}, r"weights 'w' have shape \(2,\)"),
         ({"features": X, "targets": np.zeros(4), "weights": {"w": [1, 2, -1, 0]}}, r"row 2 \(from 0\) has -1"),
         ({"features": X, "targets": np.zeros(4), "weights": {"w": [1, np.nan, 1, 0]}}, "row 1 .* has nan"),

@@ -150,7 +150,6 @@ def test_kind_can_be_said(write):
         ("a,y\n1,2.5\n1,few\n", {}, r"line 3, column 'y': 'few' is no number"),
         ("a,y\n1,b\n2,c\n", {"targets": "real"}, "column 'y' is text"),
         ("a,y\n1,0.5\n2,1.5\n", {"targets": "classes"}, "line 2: column 'y' has 0.5, which is no class"),
-        ("a,y\n1,5\n2,5\n", {}, "at least 2 classes; found 1"),
         ('a,y\n1,"2\n3,4\n', {}, "line 3: unexpected end of data"),
         ('a,y\n1,"2"3\n', {}, "line 2: "),
         ("a,y\n1," + "9" * 200_000 + "\n", {}, "line 2: field larger than field limit"),
@@ -163,6 +162,12 @@ def test_csv_faults_name_their_place(write, content, keys, message):
     with pytest.raises(DataError, match=message) as caught:
         Csv(path, target="y", **keys).load()
     assert path in str(caught.value) or "column" in str(caught.value) or "classes" in str(caught.value)
+
+
+def test_one_class_alone_is_no_training_data(write):
+    examples = Csv(write("a,y\n1,5\n2,5\n"), target="y").load()
+    with pytest.raises(DataError, match="at least 2 classes; found 1"):
+        examples.check(kind="classes")
 
 
 @pytest.mark.parametrize(

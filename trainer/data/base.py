@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -83,6 +83,8 @@ class Examples:
             raise DataError("every example has weight 0: there is nothing to learn from")
         broken = "is not finite in float32: correct it, drop the row, or give it weight 0"
         self._refuse(_infinite(self.features), counts, "features", self.features, self.feature_names, broken)
+        if self.targets is not None and self.num_classes == 1:
+            raise DataError("there must be at least 2 classes; found 1")
         if wrong := misfit(kind, self.targets, self.num_classes):
             raise DataError(f"targets of kind {kind} {wrong}")
         if not isinstance(self.targets, np.ndarray):
@@ -139,6 +141,10 @@ class Source:
         """Reads all examples; raises DataError where that can't be done."""
         raise DataError(f"{type(self).__name__} has no load(): define load(self) -> Examples")
 
+    def load_features(self) -> Examples:
+        """All examples without their targets, to predict these; a source whose files may lack targets reads them without."""
+        return dataclasses.replace(self.load(), targets=None, weights={})
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSource(Source):
@@ -163,6 +169,7 @@ class StreamedSource(Source):
     """
 
     num_classes = None  # the number of classes; None where targets are not classes
+    class_names: ClassVar[Sequence[str]] = ()  # one for each class; empty where they have no names
     num_tokens = None  # where features are tokens, how many different ones there are
     parallel = False  # whether `read` may be called by several threads at once, and gains by it
 
@@ -183,6 +190,10 @@ class StreamedSource(Source):
         It is called by another thread than the one that trains, and must give the same for the same row every time.
         """
         raise DataError(f"{type(self).__name__} has no read(): define read(self, rows) -> (features, targets, weights or None)")
+
+    def read_features(self, rows: np.ndarray) -> np.ndarray:
+        """Features of some examples; a source whose files may lack targets reads them without."""
+        return self.read(rows)[0]
 
     def read_targets(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
         """Targets and weights of some examples; a source may have a shorter way to them than `read`."""
@@ -209,7 +220,7 @@ def _place(row: int, rows: np.ndarray | None) -> int:
 def _targets(targets: Any, num_classes: int | None, rows: np.ndarray | None) -> Any:
     if targets is None:
         return None
-    if num_classes is not None and num_classes < 2:
+    if num_classes is not None and num_classes < 1:
         raise DataError(f"there must be at least 2 classes; found {num_classes}")
     if isinstance(targets, Mapping):
         arrays = {name: np.asarray(array) for name, array in targets.items()}

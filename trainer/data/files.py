@@ -5,7 +5,7 @@ import difflib
 import functools
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,8 @@ class Csv(Source):
 
     @functools.cached_property
     def _contents(self) -> tuple[str, Examples]:
-        names, rows = open_csv(Path(self.path).expanduser(), "\t" if self.delimiter == "tab" else self.delimiter)
-        feature_names = self._feature_names(names)
+        names, rows = self._opened()
+        feature_names = self._feature_names(names, self._taken)
         wanted = [*feature_names, *self.target, *([self.sample_weight] if self.sample_weight else [])]
         columns, lines = read_columns(rows, names, wanted, self.path)
 
@@ -82,10 +82,22 @@ class Csv(Source):
         num_classes = len(class_names) if kind == "classes" else None
         return kind, Examples(features, targets, num_classes, weights, one_hot_names, class_names)
 
-    def _feature_names(self, names: Sequence[str]) -> list[str]:
-        taken = dict.fromkeys(self.target, "data.target")
-        if self.sample_weight:
-            taken[self.sample_weight] = "data.sample_weight"
+    def load_features(self) -> Examples:
+        names, rows = self._opened()
+        feature_names = self._feature_names(names, {name: key for name, key in self._taken.items() if name in names})
+        columns, lines = read_columns(rows, names, feature_names, self.path)
+        features, one_hot_names = one_hot(columns, feature_names, lambda row: f"{self.path}, line {lines[row]}")
+        return Examples(features, None, feature_names=one_hot_names)
+
+    def _opened(self) -> tuple[list[str], Iterable[tuple[int, list[str]]]]:
+        return open_csv(Path(self.path).expanduser(), "\t" if self.delimiter == "tab" else self.delimiter)
+
+    @property
+    def _taken(self) -> dict[str, str]:
+        """The columns that are no features, and the keys that name them."""
+        return dict.fromkeys(self.target, "data.target") | ({self.sample_weight: "data.sample_weight"} if self.sample_weight else {})
+
+    def _feature_names(self, names: Sequence[str], taken: Mapping[str, str]) -> list[str]:
         for name, key in {**dict.fromkeys(self.features or (), "data.features"), **taken}.items():
             if name not in names:
                 raise ConfigError(f"{key}={name}: {self.path} has no such column; {_did_you_mean(name, names)}{_other_delimiter(names)}")
@@ -126,6 +138,9 @@ class Npz(Source):
 
     def load(self) -> Examples:
         return self._contents[1]
+
+    def load_features(self) -> Examples:
+        return Examples(_read_npz(self.path, {"data.features": self.features})[self.features], None)
 
     @functools.cached_property
     def _contents(self) -> tuple[str, Examples]:
@@ -180,10 +195,17 @@ class Npy(StreamedSource):
 
     @property
     def num_classes(self) -> int | None:  # type: ignore[override]  # depends on the files
+        return len(self._labels[2]) or None
+
+    @property
+    def class_names(self) -> Sequence[str]:  # type: ignore[override]  # depends on the files
         return self._labels[2]
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        return np.asarray(self._features[rows]), *self.read_targets(rows)
+        return self.read_features(rows), *self.read_targets(rows)
+
+    def read_features(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._features[rows])
 
     def read_targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return np.asarray(self._labels[1][rows]), None if self._weights is None else np.asarray(self._weights[rows])
@@ -203,13 +225,13 @@ class Npy(StreamedSource):
         return None if self.sample_weight is None else self._beside(self.sample_weight)
 
     @functools.cached_property
-    def _labels(self) -> tuple[str, np.ndarray, int | None]:
-        """The kind of the targets, the targets, and the number of classes."""
+    def _labels(self) -> tuple[str, np.ndarray, Sequence[str]]:
+        """The kind of the targets, the targets, and the names of their classes where they are classes."""
         targets, path = self._beside(self.target), Path(self.path) / self.target
         if targets.ndim > 1 and self.targets != "classes" and targets.shape[1:] != (1,):
             if targets.dtype.kind not in "fiub":
                 raise DataError(f"{path} must hold numbers, or text [n]; found dtype {targets.dtype}, shape {targets.shape}")
-            return "real" if self.targets == "auto" else self.targets, targets, None
+            return "real" if self.targets == "auto" else self.targets, targets, ()
         ignored = np.zeros(len(targets), bool)
         if self._weights is not None and self._weights.shape == ignored.shape:  # else it is refused when it is read
             ignored = np.asarray(self._weights) == 0
@@ -218,7 +240,7 @@ class Npy(StreamedSource):
             return f"{path}, row {row} (from 0)"
 
         kind, targets, class_names = _fit_targets(np.asarray(targets), self.targets, ignored, place, f"the array in {path}")
-        return kind, targets, len(class_names) if kind == "classes" else None
+        return kind, targets, class_names
 
     def _beside(self, name: str) -> np.ndarray:
         """An array with a row for each of the features'."""

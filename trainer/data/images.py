@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,10 @@ class ImageFolder(StreamedSource):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]  # depends on the folder
+        return len(self._files[2])
+
+    @property
+    def class_names(self) -> Sequence[str]:  # type: ignore[override]  # depends on the folder
         return self._files[2]
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
@@ -94,8 +99,8 @@ class ImageFolder(StreamedSource):
         return self._decoded(self._files[0][0]).shape
 
     @functools.cached_property
-    def _files(self) -> tuple[list[Path], np.ndarray, int]:
-        """The files, int32 class of each, and how many classes there are."""
+    def _files(self) -> tuple[list[Path], np.ndarray, list[str]]:
+        """The files, int32 class of each, and the classes' names."""
         folder = Path(self.path).expanduser()
         try:
             inside = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -108,7 +113,7 @@ class ImageFolder(StreamedSource):
         except OSError as error:
             raise unreadable(folder, error) from error
         classes = np.repeat(np.arange(len(files)), [len(some) for some in files])
-        return [file for some in files for file in some], classes.astype(np.int32), len(files)
+        return [file for some in files for file in some], classes.astype(np.int32), [entry.name for entry in folders]
 
     def _images(self, folder: Path) -> list[Path]:
         """The images in the folder of a class."""

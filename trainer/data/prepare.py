@@ -65,6 +65,21 @@ def select(targets: Any, rows: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scale:
+    """Mean and spread by which numbers are standardized, on their last axis or as a whole; float64."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+    def standardized(self, values: np.ndarray) -> np.ndarray:
+        return (values - self.mean) / self.spread
+
+    def in_units(self, values: np.ndarray) -> np.ndarray:
+        """Standardized values as they were before."""
+        return values * self.spread + self.mean
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """The examples as the model and the loss get them."""
 
@@ -79,6 +94,12 @@ class Prepared:
     num_sampled: int | None = None  # examples that mean and spread are taken from; None: all of the training part
     checksum: str | None = None  # of what is trained on, where not of every number
     train_rows: np.ndarray | None = None  # [len(train)] the rows of the source that the training part is; None: its first ones
+    evaluation_rows: np.ndarray | None = None  # [len(evaluation)] the same of the evaluation part
+    of_features: Scale | None = None  # what they were standardized by; None: they are as the source gives them
+    of_targets: Scale | None = None
+    balance: np.ndarray | None = None  # float64 [num_classes] by which data.class_weight weighs
+    feature_names: Sequence[str] = ()
+    class_names: Sequence[str] = ()
 
     @functools.cached_property
     def first(self) -> Split:
@@ -134,46 +155,69 @@ def prepare(examples: Any, kind: str, want: str, settings: Any) -> Prepared:
     of the training part (a constant column only to mean 0): [n, columns] column by column, what has more axes channel by channel, the
     last axis, and the edges of intervals together, by the finite ones. An example of weight 0 takes no part, whatever it holds.
     """
-    weights = _sample_weights(examples, settings.sample_weight)
+    weights = sample_weights(examples, settings.sample_weight)
     examples.check(weights, kind=kind)
     train, evaluation = split(len(examples.features), weights, settings)
     counted = train if weights is None else train[weights[train] > 0]
-    features: np.ndarray = examples.features
+    targets = fit_targets(examples, kind, want)
+    is_number = isinstance(targets, np.ndarray) and targets.dtype.kind == "f"
+    of_features, of_targets, balance = None, None, None
     if settings.standardize and examples.num_tokens is None:
-        features = _standardized(features.astype(np.float64), counted, feature_axes(features.ndim))[0]
-    targets, scale = fit_targets(examples, kind, want), np.ones(1)
+        of_features = _scale(examples.features[counted], feature_axes(examples.features.ndim))
+    if settings.standardize and is_number and KINDS[kind].measured:
+        of_targets = _scale(targets[counted], target_axes(kind, targets.ndim))
+    if settings.class_weight == "balanced":
+        check_balance(kind, examples.targets)
+        balance = class_balance(np.bincount(examples.targets[counted], minlength=examples.num_classes))
+    whole = standardized(examples, targets, weights, of_features, of_targets, balance)
+    scale = np.ones(targets.shape[-1]) if is_number else np.ones(1)
+    rows = np.arange(len(examples.features)) if examples.rows is None else examples.rows
+    return Prepared(
+        train=whole.rows(train),
+        evaluation=whole.rows(evaluation),
+        task="real" if kind == "counts" and want == "real" else kind,
+        target_scale=scale if of_targets is None else of_targets.spread,
+        num_classes=examples.num_classes,
+        num_tokens=examples.num_tokens,
+        want=want,
+        resident=is_resident(settings, len(examples.features), examples.features.shape[1:]),
+        train_rows=rows[train],
+        evaluation_rows=rows[evaluation],
+        of_features=of_features,
+        of_targets=of_targets,
+        balance=balance,
+        feature_names=examples.feature_names,
+        class_names=examples.class_names,
+    )
+
+
+def standardized(
+    examples: Any, targets: Any, weights: np.ndarray | None, of_features: Scale | None, of_targets: Scale | None, balance: np.ndarray | None
+) -> Split:
+    """All examples of a source as the model and the loss get them.
+
+    Args:
+        examples: of the source.
+        targets: of `fit_targets`.
+        weights: float64 [n].
+        of_features: what features are standardized by; None: they stay as they are.
+        of_targets: the same of targets.
+        balance: [num_classes] what the weights of a class's examples are multiplied by.
+    """
+    features = examples.features
+    if of_features is not None:
+        features = of_features.standardized(features.astype(np.float64))
     if isinstance(targets, np.ndarray) and targets.dtype.kind == "f":
-        scale = np.ones(targets.shape[-1])
-        if settings.standardize and KINDS[kind].measured:
-            targets, scale = _standardized(targets, counted, target_axes(kind, targets.ndim))
-        targets = targets.astype(np.float32)
+        targets = (targets if of_targets is None else of_targets.standardized(targets)).astype(np.float32)
     if weights is not None:
         # Zeros instead of what an unweighted example holds: 0 * NaN would reach the weights' gradient.
         features = np.where(weights.reshape(-1, *[1] * (features.ndim - 1)) == 0, 0, features)
         if isinstance(targets, np.ndarray):
             targets = np.where(weights.reshape(-1, *[1] * (targets.ndim - 1)) == 0, np.zeros([], targets.dtype), targets)
-    if settings.class_weight == "balanced":
-        check_balance(kind, examples.targets)
-        counts = np.bincount(examples.targets[counted], minlength=examples.num_classes)
-        balance = class_balance(counts)[examples.targets]
-        weights = balance if weights is None else weights * balance
-
-    def part(rows: np.ndarray) -> Split:
-        weight = None if weights is None else weights[rows].astype(np.float32)
-        numbers = features[rows] if examples.num_tokens is not None else features[rows].astype(np.float32)
-        return Split(numbers, select(targets, rows), weight)
-
-    return Prepared(
-        train=part(train),
-        evaluation=part(evaluation),
-        task="real" if kind == "counts" and want == "real" else kind,
-        target_scale=scale,
-        num_classes=examples.num_classes,
-        num_tokens=examples.num_tokens,
-        want=want,
-        resident=is_resident(settings, len(features), features.shape[1:]),
-        train_rows=train if examples.rows is None else examples.rows[train],
-    )
+    if balance is not None:
+        weights = (1 if weights is None else weights) * balance[examples.targets]
+    numbers = features if examples.num_tokens is not None else features.astype(np.float32)
+    return Split(numbers, targets, None if weights is None else weights.astype(np.float32))
 
 
 def split(num_examples: int, weights: np.ndarray | None, settings: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -204,7 +248,7 @@ def target_axes(kind: str, rank: int) -> tuple[int, ...]:
     return tuple(range(rank if KINDS[kind].infinite else rank - 1))
 
 
-def _sample_weights(examples: Any, column: str | None) -> np.ndarray | None:
+def sample_weights(examples: Any, column: str | None) -> np.ndarray | None:
     if column is None:
         return None
     if column not in examples.weights:
@@ -230,15 +274,14 @@ def fit_targets(examples: Any, kind: str, want: str) -> Any:
     return np.eye(examples.num_classes)[targets]
 
 
-def _standardized(values: np.ndarray, counted: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The values [n, ...] by mean and spread, over `axes`, of the finite ones in the rows `counted`; and that spread."""
-    known = values[counted]
+def _scale(values: np.ndarray, axes: tuple[int, ...]) -> Scale:
+    """Mean and spread of the finite values, over `axes`."""
+    known = values.astype(np.float64)
     known = np.where(np.isfinite(known), known, np.nan)
     mean = np.nanmean(known, axis=axes)
     spread = np.nanstd(known, axis=axes)
     # Not > 0: a constant column's mean may be off by rounding.
-    spread = np.where(spread > 1e-12 * np.nanmax(np.abs(known), axis=axes), spread, 1)
-    return (values - mean) / spread, spread
+    return Scale(mean, np.where(spread > 1e-12 * np.nanmax(np.abs(known), axis=axes), spread, 1))
 
 
 def check_balance(kind: str, targets: Any) -> None:

@@ -14,6 +14,7 @@ from trainer.data.base import Examples, StreamedSource
 from trainer.data.kinds import KINDS
 from trainer.data.prepare import (
     Prepared,
+    Scale,
     Split,
     check_balance,
     checksum,
@@ -127,8 +128,8 @@ class Streamed:
     kind: str
     want: str
     shapes: tuple[tuple[int, ...], ...] | None = None
-    of_features: Moments | None = None
-    of_targets: Moments | None = None
+    of_features: Moments | Scale | None = None
+    of_targets: Moments | Scale | None = None
     balance: np.ndarray | None = None
 
     @property
@@ -274,6 +275,11 @@ def prepare_streamed(source: StreamedSource, kind: str, want: str, settings: Any
         num_sampled=num_sampled,
         checksum=checksum([np.array([len(train), len(evaluation), *shape]), *some.arrays()]),
         train_rows=train,
+        evaluation_rows=evaluation,
+        of_features=_scale(every.of_features),
+        of_targets=_scale(every.of_targets),
+        balance=balance,
+        class_names=source.class_names,
     )
 
 
@@ -314,6 +320,10 @@ class _Plan:
             given = Examples(np.zeros([len(piece), 1]), targets, self.every.source.num_classes, rows=piece).targets
             counts += np.bincount(given, minlength=len(counts))
         return counts
+
+
+def _scale(moments: Moments | Scale | None) -> Scale | None:
+    return None if moments is None else Scale(moments.mean, moments.spread)
 
 
 def _weights(every: Streamed) -> np.ndarray:

@@ -12,6 +12,7 @@ from trainer.data.table import unreadable
 from trainer.errors import ConfigError, DataError
 
 UNITS = ("char", "byte", "word")
+UNKNOWN = "(unknown)"  # the name of the token that stands for words that have none
 _BUNDLED = Path(__file__).with_name("python_topics.txt")
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
@@ -70,7 +71,7 @@ class Text(Source):
         if self.unit == "word":
             counts = collections.Counter(units)
             # The most frequent first; those of equal frequency by the alphabet.
-            names = ["(unknown)", *sorted(names, key=lambda word: -counts[word])[: self.max_words - 1]]
+            names = [UNKNOWN, *sorted(names, key=lambda word: -counts[word])[: self.max_words - 1]]
         if len(names) < 2:
             raise DataError(f"data.path={self.path}: a text needs two different tokens at least; found {names}")
         index = {name: i for i, name in enumerate(names)}
