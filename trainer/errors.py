@@ -54,8 +54,13 @@ def report(error: BaseException) -> int:
     line = "; ".join(part.strip() for part in line.splitlines() if part.strip())
     line = re.sub(r"(\S{60})\S{200,}(\S{20})", r"\1 ... \2", line)  # nobody reads more of one value
     # What was typed, or read from a file of others, stands in the message: a terminal must not act on it.
-    print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+    print(f"error: {printable(line)}", file=sys.stderr, flush=True)
     return exit_code
+
+
+def printable(text: str) -> str:
+    """Text that no terminal acts on: control characters are written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def describe(error: BaseException) -> str:

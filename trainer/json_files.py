@@ -27,6 +27,6 @@ def last_row(path: Path) -> dict[str, Any]:
                 file.seek(size - tail)
                 lines = file.read(tail).split(b"\n")
         row = json.loads(lines[-2]) if len(lines) > 1 else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) and "step" in row else {}

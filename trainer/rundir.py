@@ -91,7 +91,7 @@ def claim(path: Path) -> RunDir:
         ConfigError: it can't be written, another process runs in it, or it holds files that are not a run's.
     """
     try:
-        if path.exists() and not _is_ours(path):
+        if path.exists() and not is_ours(path):
             raise ConfigError(f"hydra.run.dir={path} is not empty and not a run of this program: type another, or an empty, directory")
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -105,7 +105,7 @@ def claim(path: Path) -> RunDir:
     return RunDir(path, lock)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a directory is a run's, by its content and not by names that others use too; or holds nothing yet but a lock."""
     if all(entry.name == ".lock" or entry.name.endswith(".tmp") for entry in path.iterdir()):
         return True

@@ -1,0 +1,456 @@
+"""The command that lists runs, shows one, and removes those that are of no more use: `python -m trainer.runs`. Imports no TensorFlow.
+
+What it reads may be of others, or damaged: such a run is listed as what it is, and what it says can't steer the terminal.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import math
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trainer import rundir
+from trainer.arguments import Parser, main, run_folder
+from trainer.errors import CheckpointError, ConfigError, printable
+from trainer.json_files import last_row, read_json
+from trainer.progress import is_terminal, say
+from trainer.snapshots import steps
+from trainer.validation import shown, suggestion
+
+_COMMAND = "python -m trainer.runs"
+_DEEPEST = 6  # folders below the one that is asked for
+_MOST_BYTES, _DEEPEST_VALUE = 1_000_000, 50  # of a config.yaml
+_MOST_METRICS = 4  # columns of the table
+_MARKS = {"config.yaml", "overrides.txt", "status.json", "metrics.jsonl", "checkpoints"}
+# All that a run makes in its directory; those by which it is known last, so that what is removed by half is still known.
+_MADE = (
+    "tensorboard", "checkpoints", "metrics.jsonl", "summary.json", "environment.json", "data.json", "divergence.json", "evaluation.json",
+    "predictions.csv", "overrides.txt", "config.yaml", "status.json",
+)  # fmt: skip
+_GROUPS = ("loss", "model", "data")
+_KEYS = ("run", "state", "loss", "mode", "model", "data", "seed", "steps", "when", "size")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Lists, shows or removes; the exit status is 1 where a run could not be removed."""
+    words = list(arguments)
+    command = words.pop(0) if words and words[0] in ("show", "prune") else "list"
+    options = _parser().parse_intermixed_args(words)
+    if options.help:
+        print(_HELP)
+        return 0
+    if command != "prune" and (options.older_than is not None or options.keep is not None or options.yes):
+        raise ConfigError(f"--older-than, --keep and --yes belong to prune: type {_COMMAND} prune")
+    if command == "show":
+        if len(options.words) > 1:
+            raise ConfigError(f"{options.words[1]}: one run is shown at a time: type {_COMMAND} show {options.words[0]}")
+        _show(_look(_given(options.words), Path()))
+        return 0
+    folder, filters = _folder(options.words), [word for word in options.words if "=" in word]
+    listed = [_look(path, folder) for path in _find(folder, _DEEPEST)]
+    chosen = _sorted(_filtered(listed, filters), options.sort or "when", options.reverse)
+    if command == "prune":
+        return _prune(chosen, filters, options)
+    if not listed:
+        say(f"there is no run in {folder}")
+    elif not chosen:
+        say(f"none of the {len(listed)} runs in {folder} is {' '.join(filters)}")
+    else:
+        _print(
+            chosen, f"{len(chosen)} of {len(listed)} runs in {folder}" if len(chosen) < len(listed) else f"{len(listed)} runs in {folder}"
+        )
+    return 0
+
+
+_HELP = f"""{_COMMAND} [FOLDER] [KEY=VALUE ...] [--sort KEY] [--reverse]
+{_COMMAND} show RUN
+{_COMMAND} prune [FOLDER] [KEY=VALUE ...] [--older-than DAYS] [--keep N] [--yes]
+
+Lists the runs in a folder (outputs) and the folders in it; with KEY=VALUE those alone of which it holds, as in loss=mse state=done, or
+seed=1,2 for either. KEY is one of {", ".join(_KEYS[:-2])}, a metric such as
+eval/accuracy, or any key of the configuration, such as optimizer.learning_rate. show tells all of one run.
+
+prune lists the runs that it would remove, and with --yes removes them: what a run has made in its directory, and the directory where
+nothing else is in it. A running one stays, and so does what is no run of this program.
+
+  --sort KEY         by one of the same keys, or by when (the default) or size; --reverse: the largest first
+  --older-than DAYS  prune: those that nobody has written to for so long
+  --keep N           prune: all but the newest N of these
+  --yes              prune: do it
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser(_COMMAND)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--sort")
+    parser.add_argument("--reverse", action="store_true")
+    parser.add_argument("--older-than", type=float)
+    parser.add_argument("--keep", type=int)
+    parser.add_argument("--yes", action="store_true")
+    return parser
+
+
+def _given(words: Sequence[str]) -> Path:
+    """The run to show, which may be damaged."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        if _MARKS.intersection(path.name for path in Path(words[0]).iterdir()):
+            return Path(words[0])
+    return run_folder(next(iter(words), None), f"{_COMMAND} show")
+
+
+def _folder(words: Sequence[str]) -> Path:
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise ConfigError(f"{named[1]}: one folder at a time; what is to hold of the runs is typed KEY=VALUE, as in state=done")
+    folder = Path(named[0] if named else "outputs")
+    if "\0" in str(folder) or not os.path.isdir(folder):  # noqa: PTH112  # False also of a name that no file system takes
+        close = suggestion(str(folder), ["show", "prune"])
+        raise ConfigError(f"there is no folder {folder}{close if 'mean' in close else f'; type {_COMMAND} FOLDER'}")
+    return folder
+
+
+def _find(folder: Path, deepest: int) -> Iterator[Path]:
+    """The directories of runs, through no link. What is in a run's is its own."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        say(printable(f"warning: {folder} can't be read: {error.strerror}"))
+        return
+    marks = len(_MARKS.intersection(entry.name for entry in entries))
+    if marks > 1 or (marks and rundir.is_ours(folder)):
+        yield folder
+        return
+    for entry in entries if deepest else ():
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _find(folder / entry.name, deepest - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What is told of a run."""
+
+    path: Path
+    name: str
+    state: str  # done, failed, stopped, running, killed (it says that it runs, and nobody does) or damaged
+    cause: str
+    choices: dict[str, str]
+    config: dict[str, Any]
+    steps: int | None
+    final: dict[str, Any]  # by tag
+    changed: float  # seconds since 1970
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        return _size(self.path)
+
+    def value(self, key: str) -> Any:
+        """Of one of _KEYS, of a metric, or of a key of the configuration; None where there is none."""
+        if key in _GROUPS:
+            return self.choices.get(key)
+        own = {"run": self.name, "state": self.state, "steps": self.steps, "when": self.changed}
+        if key in own:
+            return own[key]
+        if key == "size":
+            return self.num_bytes
+        if key in self.final:
+            return self.final[key]
+        node: Any = self.config
+        for part in ("gradient.mode" if key == "mode" else key).split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return None if isinstance(node, dict) else node
+
+
+def _look(path: Path, folder: Path) -> _Run:
+    status, summary = (read_json(path / name) or {} for name in ("status.json", "summary.json"))
+    state, cause = str(status.get("state")), str(status.get("cause") or "")
+    config, problem = _config(path / "config.yaml")
+    if state == "running":
+        state = "running" if _is_locked(path) else "killed"
+    elif state not in ("done", "failed", "stopped"):
+        state, cause = "damaged", "status.json is missing or damaged"
+    if problem and state != "running":  # which may only just begin
+        state, cause = "damaged", problem
+    row = last_row(path / "metrics.jsonl") if state == "running" or not summary else {}
+    final = summary.get("final") if summary and not row else row
+    num_steps = summary.get("steps") if summary and not row else row.get("step")
+    name = str(path.relative_to(folder)) if folder != Path() and path != folder else str(path)
+    return _Run(
+        path,
+        name,
+        state,
+        cause,
+        _choices(path, config),
+        config,
+        num_steps if isinstance(num_steps, int) else None,
+        {tag: value for tag, value in final.items() if tag != "step" and isinstance(value, str | int | float)}
+        if isinstance(final, dict)
+        else {},
+        max((_changed(path / name) for name in ("status.json", "metrics.jsonl", "config.yaml")), default=0.0) or _changed(path),
+    )
+
+
+def _config(path: Path) -> tuple[dict[str, Any], str]:
+    """config.yaml as nested dicts, and what is wrong with it. A hundredth of a second for each would be seconds for hundreds."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            return {}, "config.yaml is too large"
+        text, depth = path.read_bytes(), 0
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_VALUE:  # libyaml's stack has no limit of its own
+                return {}, "config.yaml is nested too deep"
+        found = yaml.load(text, loader)
+    except FileNotFoundError:
+        return {}, "config.yaml is missing"
+    except Exception as error:  # a file of others may hold anything
+        return {}, f"config.yaml can't be read: {type(error).__name__}"
+    return (found, "") if isinstance(found, dict) else ({}, "config.yaml is damaged")
+
+
+def _choices(path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """By group: as it was typed, or else what the configuration names."""
+    choices = {}
+    for group in _GROUPS:
+        section = config.get(group)
+        target = str(section.get("_target_")) if isinstance(section, dict) else ""
+        parts = target.split(".")
+        name = parts[-2] if group == "loss" and parts[0] == "losses" and len(parts) > 1 else parts[-1]
+        choices[group] = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    for line in rundir.stored_overrides(path):
+        typed = re.fullmatch(rf"({'|'.join(_GROUPS)})=([\w/.-]+)", line)
+        if typed:
+            choices[typed[1]] = typed[2]
+    return choices
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process runs there; asked only of a run that says so, for who asks holds a lock for a moment."""
+    try:
+        lock = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder; links count for nothing."""
+    num_bytes = 0
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size
+        if stat.S_ISDIR(found.st_mode):
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    num_bytes += entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else 0
+                    num_bytes += _size(path / entry.name) if entry.is_dir(follow_symlinks=False) else 0
+    return num_bytes
+
+
+def _filtered(listed: Sequence[_Run], filters: Sequence[str]) -> list[_Run]:
+    chosen = list(listed)
+    for word in filters:
+        key, _, wanted = word.partition("=")
+        _check_key(key, listed)
+        values = [wanted] if wanted.startswith("[") else wanted.split(",")
+        chosen = [each for each in chosen if any(_is(each.value(key), value) for value in values)]
+    return chosen
+
+
+def _is(found: Any, wanted: str) -> bool:
+    with contextlib.suppress(RecursionError):  # of lists nested without end
+        if shown(found).lower() == wanted.lower():
+            return True
+    return _number(found) is not None and _number(found) == _number(wanted)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _sorted(chosen: Sequence[_Run], key: str, reverse: bool) -> list[_Run]:
+    _check_key(key, chosen)
+
+    def order(each: _Run) -> tuple[bool, bool, float, str]:
+        number, value = _number(each.value(key)), each.value(key)
+        is_number = number is not None and not math.isnan(number)
+        return value is not None, is_number, number if is_number and number is not None else 0.0, str(value)
+
+    known, unknown = ([each for each in chosen if (each.value(key) is None) is missing] for missing in (False, True))
+    return [*sorted(known, key=order, reverse=reverse), *unknown]
+
+
+def _check_key(key: str, runs: Sequence[_Run]) -> None:
+    if key in _KEYS or not runs or any(each.value(key) is not None for each in runs):
+        return
+    there = [*_KEYS, *dict.fromkeys(tag for each in runs for tag in each.final if "/" in tag)]
+    raise ConfigError(f"{key}: no run has such a key{suggestion(key, there)}")
+
+
+def _tags(runs: Sequence[_Run]) -> list[str]:
+    """The metrics that most runs have, the loss first."""
+    counts: dict[str, int] = {}
+    for each in runs:
+        for tag in each.final:
+            if tag.startswith("eval/"):
+                counts[tag] = counts.get(tag, 0) + 1
+    return ["loss", *sorted(counts, key=lambda tag: -counts[tag])[: _MOST_METRICS - 1]]
+
+
+def _print(runs: Sequence[_Run], title: str) -> None:
+    tags = _tags(runs)
+    table = Table(title=Text(printable(title)), title_justify="left")
+    for heading in ("Run", "State", "Loss", "Mode", "Model", "Data"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("Seed", "Steps", *tags, "When", "Size"):
+        table.add_column(Text(printable(heading)), justify="right")
+    for each in runs:
+        cells = [each.value(key) for key in ("run", "state", "loss", "mode", "model", "data", "seed", "steps")]
+        numbers = [_shown(each.final.get(tag)) for tag in tags]
+        style = {"failed": "red", "killed": "red", "damaged": "bold red", "running": "green"}.get(each.state)
+        row = [*map(_shown, cells), *numbers, _when(each.changed), _megabytes(each.num_bytes)]
+        table.add_row(*(Text(cell) for cell in row), style=style)
+    Console(width=None if is_terminal() else 200).print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else printable(str(value))[:200]
+
+
+def _when(seconds: float) -> str:
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    return ""
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def _show(one: _Run) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    best = (read_json(one.path / "summary.json") or {}).get("best")
+    found = []
+    with contextlib.suppress(CheckpointError):
+        found = [step for step, _ in steps(one.path / "checkpoints")]
+    rows: dict[str, Any] = {"run": one.path, "state": f"{one.state}{f': {one.cause}' if one.cause else ''}"}
+    rows |= {key: one.value(key) for key in ("loss", "mode", "model", "data", "seed", "steps")}
+    rows |= {"when": _when(one.changed), "size": _megabytes(one.num_bytes)}
+    rows |= {"asked for": " ".join(rundir.stored_overrides(one.path))}
+    rows |= {tag: value for tag, value in one.final.items() if tag == "loss" or tag.startswith("eval/")}
+    rows |= {"best": ", ".join(f"{tag} {_shown(value)}" for tag, value in best.items()) if isinstance(best, dict) else None}
+    rows |= {"checkpoints": ", ".join(f"step {step}" for step in found) or "none"}
+    for name, value in rows.items():
+        table.add_row(Text(printable(name)), Text(_shown(value) if name != "asked for" else printable(str(value))))
+    Console(width=None if is_terminal() else 140).print(table)
+
+
+def _prune(chosen: Sequence[_Run], filters: Sequence[str], options: Any) -> int:
+    if not filters and options.older_than is None and options.keep is None:
+        raise ConfigError(
+            f"prune needs to be told which runs: type for example {_COMMAND} prune state=failed, or --older-than 30, or --keep 10"
+        )
+    if options.keep is not None and options.keep < 0:
+        raise ConfigError(f"--keep={options.keep}: must be a whole number from 0 on")
+    if options.older_than is not None and not options.older_than >= 0:
+        raise ConfigError(f"--older-than={options.older_than}: must be a number of days from 0 on")
+    newest_first = sorted(chosen, key=lambda each: each.changed, reverse=True)
+    oldest = math.inf if options.older_than is None else time.time() - 86_400 * options.older_than
+    unneeded = [each for each in newest_first[options.keep or 0 :] if each.changed < oldest]
+    removed, failed, num_bytes = [], False, 0
+    for each in unneeded:
+        reason = _reason_to_stay(each.path) if each.state != "running" else "it is running"
+        size = each.num_bytes
+        if not reason and options.yes:
+            try:
+                reason, left = _remove(each.path)
+            except OSError as error:
+                reason, left, failed = f"it can't be removed: {error.strerror}", [], True
+            if left:
+                say(printable(f"{each.path} stays, with what is not the run's: {', '.join(left[:5])}"))
+        if reason:
+            say(printable(f"{each.path} stays: {reason}"))
+        else:
+            removed.append(each)
+            num_bytes += size
+    if removed and not options.yes:
+        _print(removed, f"{len(removed)} runs would be removed")
+    done = "are removed" if options.yes else "would be removed: add --yes to do it"
+    say(f"{len(removed)} runs, {_megabytes(num_bytes)}, {done}" if removed else "nothing to remove")
+    return int(failed)
+
+
+def _reason_to_stay(path: Path) -> str:
+    """Why a directory is not touched; empty where it may be removed."""
+    if path.is_symlink() or any((path / name).is_symlink() for name in (*_MADE, ".lock")):
+        return "there are links in it, which no run makes"
+    return "" if rundir.is_ours(path) else "it is not known as a run of this program"
+
+
+def _remove(path: Path) -> tuple[str, list[str]]:
+    """Removes what a run has made, and its directory if that is all; why it did not, and what is left. OSError where it can't."""
+    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in _MADE:
+            _remove_one(path / name)
+            _remove_one(path / f".{name}.tmp")
+        _remove_one(path / ".lock")
+        left = sorted(entry.name for entry in path.iterdir())
+        if not left:
+            path.rmdir()
+        return "", left
+    except BlockingIOError:
+        return "it is running", []
+    finally:
+        os.close(lock)
+
+
+def _remove_one(path: Path) -> None:
+    """A file, or a folder with all in it; a link itself, and nothing that it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(run)
