@@ -84,6 +84,10 @@ class LinearCrossentropy(Loss):
 
         return _mean(value, y_true), vjp
 
+    def point(self, y_pred: _Layer) -> tf.Tensor:
+        """The logits, [batch, ..., classes], all of them: for few examples at a time."""
+        return tf.matmul(y_pred["hidden"], y_pred["kernel"]) + y_pred["bias"]
+
     def metrics(self, y_true: tf.Tensor, y_pred: _Layer) -> tuple[tf.Tensor, ...]:
         """The share of positions where the true class has the largest logit alone."""
         _, leads = value_and_leads(_rows(y_pred["hidden"]), y_pred["kernel"], y_pred["bias"], tf.reshape(y_true, [-1]))

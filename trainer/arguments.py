@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from trainer.errors import ConfigError, report
@@ -25,6 +26,32 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
             message, hint = f"{unknown[1]}: there is no such option", f"did you mean {close[0]}?" if close else hint
         raise ConfigError(f"{message}; {hint}")
+
+
+def run_folder(given: str | None, command: str) -> Path:
+    """The directory of the run that a command was given.
+
+    Raises:
+        ConfigError: none was given, it can't be read, or there is no run in it; with what to type.
+    """
+    if not given:
+        raise ConfigError(f"which run? {_for_example(Path('outputs'), command)}")
+    path = Path(given).parent if Path(given).name == "checkpoints" else Path(given)
+    try:
+        is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"the run in {path} can't be read: {reason}: type a directory that you may read") from error
+    if not is_run:
+        raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'), command)}")
+    return path
+
+
+def _for_example(folder: Path, command: str) -> str:
+    """What to type: the newest run within a folder, where there is any."""
+    found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/checkpoints")]
+    run = max(found, key=lambda path: path.stat().st_mtime, default="RUN")
+    return f"type {command} {run}" + (", with RUN the directory of a run" if run == "RUN" else "")
 
 
 def main(run: Callable[[Sequence[str]], int]) -> NoReturn:

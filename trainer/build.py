@@ -24,6 +24,7 @@ from trainer.data.stream import prepare_streamed
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner, LossScale
 from trainer.progress import say
+from trainer.silence import quiet
 from trainer.validation import shown
 
 
@@ -67,6 +68,11 @@ def devices() -> list[str]:
 
 def build_placement(settings: schema.Strategy) -> Placement:
     """The strategy over the devices there are; none on one device, where it would only cost."""
+    with quiet():  # TensorFlow starts here
+        return _place(settings)
+
+
+def _place(settings: schema.Strategy) -> Placement:
     count = settings.num_devices
     if settings.name == "cpu_sim":  # first of all: listing logical devices starts TensorFlow, and then it can't divide the CPU
         return Placement(tf.distribute.MirroredStrategy(_logical_cpus(count or 2)))

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.arguments import Parser, main
-from trainer.errors import CheckpointError, ConfigError
+from trainer.arguments import Parser, main, run_folder
+from trainer.errors import CheckpointError, printable
 from trainer.json_files import read_json
 from trainer.snapshots import ASIDE, MANIFEST, problem, steps
 
@@ -29,16 +29,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.help:
         print(_HELP)
         return 0
-    if not options.run:
-        raise ConfigError(f"which run? {_for_example(Path('outputs'))}")
-    path = Path(options.run).parent if Path(options.run).name == "checkpoints" else Path(options.run)
+    path = run_folder(options.run, "python -m trainer.checkpoints")
     folder = path / "checkpoints"
-    try:
-        is_run = folder.is_dir() or (path / "config.yaml").is_file()
-    except OSError as error:
-        raise ConfigError(f"the run in {path} can't be read: {error.strerror}: type a directory that you may read") from error
-    if not is_run:
-        raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'))}")
     found = []
     for _ in range(_MOST_LOOKS):  # a run that goes on meanwhile removes its older ones
         found = [_look(step, one) for prefix in ("", ASIDE) for step, one in steps(folder, prefix)]
@@ -67,13 +59,6 @@ def _parser() -> Parser:
     parser = Parser("python -m trainer.checkpoints")
     parser.add_argument("run", nargs="?")
     return parser
-
-
-def _for_example(folder: Path) -> str:
-    """What to type: the newest run within a folder, where there is any."""
-    found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/checkpoints")]
-    run = max(found, key=lambda path: path.stat().st_mtime, default="RUN")
-    return f"type python -m trainer.checkpoints {run}" + (", with RUN the directory of a run" if run == "RUN" else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +100,7 @@ def _print(run: Path, rows: Sequence[_Listed]) -> None:
     for i, row in enumerate(rows):
         kept_as = ["set aside"] if row.is_aside else [name for name, holds in (("newest", i == 0), ("best", row.step == best)) if holds]
         reason = row.problem and row.problem.replace(f"{row.path}/", "").replace(f"{row.path} ", "")
-        valid = Text(f"no: {reason}", "bold red") if reason else Text("yes", "green")
+        valid = Text(printable(f"no: {reason}"), "bold red") if reason else Text("yes", "green")
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.saved))
         table.add_row(str(row.step), saved, f"{row.num_bytes / 1e6:.1f} MB", ", ".join(kept_as), valid)
     Console().print(table)

@@ -7,14 +7,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainer import __version__
 from trainer.arguments import Parser
 from trainer.errors import ConfigError, report
-
-if TYPE_CHECKING:
-    from trainer.config import Job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +63,9 @@ def train(arguments: Sequence[str]) -> int:
 
     wanted = config.load(options.overrides, config_dir)
     if wanted.config.trainer.replay:
-        wanted = _of_the_run(wanted, config_dir)
+        from trainer import stored
+
+        wanted = stored.job_of(wanted.run_dir, wanted.overrides, config_dir)
     from trainer import job
 
     return job.run(wanted)
@@ -78,7 +76,8 @@ def _module(name: str) -> Callable[[Sequence[str]], int]:
     return lambda arguments: int(importlib.import_module(f"trainer.{name}").run(arguments))
 
 
-COMMANDS = {"train": train} | {name: _module(name) for name in ("check", "checkpoints", "compare")}
+_MODULES = ("check", "checkpoints", "compare", "evaluate", "export", "predict", "runs")
+COMMANDS = {"train": train} | {name: _module(name) for name in _MODULES}
 
 
 def _parser() -> Parser:
@@ -133,17 +132,6 @@ def _print_config(part: str, overrides: Sequence[str], config_dir: Path | None, 
     # Resolved as in a run's config.yaml, where secrets stay references.
     print(rundir.stored_config(shown) if resolve else OmegaConf.to_yaml(shown), end="")
     return 0
-
-
-def _of_the_run(wanted: "Job", config_dir: Path | None) -> "Job":
-    """The job with what the run in its directory was asked for, but for what is typed anew, and what the command line alone may say."""
-    from trainer import config, rundir
-
-    # By the keys that the grammar reads, not by how a line looks: a file must not be able to say trust=[...].
-    typed = {override.key_or_group for override in config.parse(wanted.overrides, config_dir)} | {"trust", "resume"}
-    stored = config.parse(rundir.stored_overrides(wanted.run_dir), config_dir)
-    kept = [str(override.input_line) for override in stored if override.key_or_group not in typed and not override.is_hydra_override()]
-    return config.load([*kept, *wanted.overrides], config_dir)
 
 
 def _complete(overrides: Sequence[str]) -> int:

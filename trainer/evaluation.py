@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, Tensors
 from losses.modes import per_example
-from trainer.data.prepare import Prepared, Split
+from trainer.data.prepare import Part, Prepared, Split
 from trainer.data.stream import ahead
 from trainer.learner import Learner
 
@@ -45,8 +45,7 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
     """
     loss = learner.loss
     of_task = _task_metrics(loss, data.task)
-    if not (loss.coupled or data.num_tokens is not None):
-        batch_size = _BATCH_SIZE if data.resident else max(1, min(_BATCH_SIZE, _STREAMED_BYTES // data.first.features.nbytes))
+    batch_size = batch_size_of(learner, data, batch_size)
 
     def batch_sums(features: tf.Tensor, target: Tensors, weight: tf.Tensor) -> tf.Tensor:
         """Of a batch: the weights' sum, and the weighed sums of loss and metrics, float64."""
@@ -57,7 +56,7 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
         weight = tf.cast(weight, tf.float64)
         return tf.stack([tf.reduce_sum(weight), *(tf.reduce_sum(tf.math.multiply_no_nan(column, weight)) for column in columns)])
 
-    sums = (_resident_sums if data.resident else _streamed_sums)(data, min(batch_size, len(data.evaluation)), batch_sums)
+    sums = (_resident_sums if data.resident else _streamed_sums)(data, batch_size, batch_sums)
 
     def evaluate() -> dict[str, float]:
         with learner.averaged():
@@ -68,6 +67,55 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
         return dict(zip(metric_names(loss, data.task), [means[0], *(_metrics(data, compared) if of_task else []), *own], strict=True))
 
     return evaluate
+
+
+def batch_size_of(learner: Learner, data: Prepared, batch_size: int) -> int:
+    """How many examples are evaluated at a time."""
+    if not (learner.loss.coupled or data.num_tokens is not None):
+        batch_size = _BATCH_SIZE if data.resident else max(1, min(_BATCH_SIZE, _STREAMED_BYTES // data.first.features.nbytes))
+    return min(batch_size, len(data.evaluation))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Some examples, one after the other, and what an evaluation finds of each."""
+
+    examples: Split
+    losses: np.ndarray  # [n]
+    read: list[np.ndarray]  # [n, ...] what was asked for of the model's outputs
+
+
+def each(learner: Learner, data: Prepared, batch_size: int, read: Callable[[Tensors], list[tf.Tensor]]) -> Iterator[Evaluated]:
+    """Every example of the evaluation part, in the batches of `make_evaluate`.
+
+    Args:
+        learner: its model and loss.
+        data: its evaluation part.
+        batch_size: of training.
+        read: makes tensors [batch, ...] of what the model gives.
+    """
+    part, batch_size = data.evaluation, batch_size_of(learner, data, batch_size)
+
+    @tf.function(autograph=False)
+    def of_batch(*arrays: tf.Tensor) -> list[tf.Tensor]:
+        batch = dataclasses.replace(data.first, weights=np.ones(1)).with_arrays(arrays)
+        predictions = learner.model(batch.features, training=False)
+        mask = tf.convert_to_tensor(batch.weights) > 0
+        return [per_example(learner.loss, "none", batch.targets, predictions, mask), *read(predictions)]
+
+    with learner.averaged():
+        for start in range(0, len(part), batch_size):
+            num = min(batch_size, len(part) - start)
+            losses, *found = (tensor.numpy()[:num] for tensor in of_batch(*map(tf.constant, _padded(part, start, batch_size).arrays())))
+            yield Evaluated(part.rows(np.arange(start, start + num)), losses, found)
+
+
+def _padded(part: Part, start: int, batch_size: int) -> Split:
+    """A batch with the last example again and again after the end, of weight 0 there."""
+    positions = start + np.arange(batch_size)
+    batch = part.rows(np.minimum(positions, len(part) - 1))
+    weight = np.where(positions < len(part), 1.0 if batch.weights is None else batch.weights, 0.0)
+    return dataclasses.replace(batch, weights=weight.astype(np.float32))
 
 
 _BatchSums = Callable[[tf.Tensor, Tensors, tf.Tensor], tf.Tensor]  # of features, targets and weights
@@ -104,10 +152,7 @@ def _streamed_sums(data: Prepared, batch_size: int, batch_sums: _BatchSums) -> C
     num_examples = len(part)
 
     def read(start: int) -> list[tf.Tensor]:
-        positions = start + np.arange(batch_size)
-        batch = part.rows(np.minimum(positions, num_examples - 1))
-        weight = np.where(positions < num_examples, 1.0 if batch.weights is None else batch.weights, 0.0).astype(np.float32)
-        return [tf.constant(array) for array in dataclasses.replace(batch, weights=weight).arrays()]
+        return [tf.constant(array) for array in _padded(part, start, batch_size).arrays()]
 
     @tf.function(autograph=False)
     def of_batch(*arrays: tf.Tensor) -> tf.Tensor:

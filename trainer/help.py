@@ -77,7 +77,10 @@ def help_text(dirs: Sequence[Path], commands: Sequence[str]) -> str:
             *_table(_OVERRIDES, 34),
             "\nOptions:",
             *_table(_OPTIONS, 34),
-            f"\nCommands: {', '.join(commands)}; the first is the default",
+            "\n"
+            + textwrap.fill(
+                f"Commands: {', '.join(commands)}; the first is the default. Each of the others has a --help of its own", _WIDTH
+            ),
             _MORE.rstrip().format(conf=dirs[-1]),
         ]
     )

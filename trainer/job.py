@@ -62,7 +62,7 @@ def run(job: Job) -> int:
 
 def _dry_run(job: Job) -> int:
     started = time.monotonic()
-    _import()
+    import_tensorflow()
     from trainer import dry_run
 
     dry_run.dry_run(job, started)
@@ -79,7 +79,7 @@ def _replay(job: Job) -> int:
         before = run.config()
         if differing := rundir.differing_keys(before, rundir.stored_config(job.config)):
             raise ConfigError(f"{path} holds a run of another configuration ({'; '.join(differing)}): type those values")
-        _import()
+        import_tensorflow()
         from trainer import replay
 
         replay.replay(job, run)
@@ -121,13 +121,13 @@ def _is_done(run: RunDir, config: str, resume: str) -> bool:
 
 
 def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
-    _import()
+    import_tensorflow()
     from trainer import training
 
     return training.train(job, run, resume, signals)
 
 
-def _import() -> None:
+def import_tensorflow() -> None:
     """TensorFlow, here and not above: nothing that is refused before this line has to wait for it."""
     with quiet(), lean():
         from trainer import training  # noqa: F401  # its own imports, too, are to be lean

@@ -6,13 +6,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trainer import snapshots
+from trainer import build, schema, snapshots
 from trainer.config import Job
 from trainer.errors import ConfigError
 from trainer.forensics import Forensics
 from trainer.progress import say
+from trainer.restored import with_its_data
 from trainer.rundir import RunDir
-from trainer.training import build_all
 
 _MOST_SHOWN = 3  # examples in a cell
 
@@ -40,11 +40,9 @@ def replay(job: Job, run: RunDir) -> None:
             f"debug=nonfinite: there is nothing to replay: the run in {run.path} has gone on since step {kept['step']}, and {folder.name} "
             "is no longer among its checkpoints; divergence.json has what was found then"
         )
-    placement, data, learner, _ = build_all(job)
     snapshot = snapshots.load(folder)
-    if snapshot.state["data"] != data.fingerprint():
-        raise ConfigError(f"the data are not those that the run in {run.path} has seen: bring them back")
-    learner.restore(snapshot.arrays)
+    placement = build.build_placement(schema.section(schema.Strategy, job.config.strategy))
+    data, learner = with_its_data(job, placement, snapshot, run.path)
     scalars = {"learning_rate": float(kept["learning_rate"])} | ({} if kept["loss_scale"] is None else {"loss_scale": kept["loss_scale"]})
     with placement.scope():
         forensics = Forensics(learner, data, job.config.trainer.accumulate, snapshot.state["compile"])

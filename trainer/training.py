@@ -57,31 +57,30 @@ def train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, st
 
 
 def build_all(
-    job: Job, data: Prepared | None = None, strategy: schema.Strategy | None = None
+    job: Job, data: Prepared | None = None, placement: build.Placement | None = None
 ) -> tuple[build.Placement, Prepared, Learner, int]:
     """Where tensors and replicas live, the data, what is trained on them, and for how many steps.
 
     Args:
         job: the job.
         data: instead of the job's own.
-        strategy: instead of the job's own.
+        placement: instead of the job's own.
     """
     keras.utils.clear_session()  # so that variables have the same names whatever this process has built before
     keras.utils.set_random_seed(job.config.seed)
     keras.mixed_precision.set_global_policy(job.config.precision.policy)
-    strategy = strategy or schema.section(schema.Strategy, job.config.strategy)
-    placement = None
+    strategy = schema.section(schema.Strategy, job.config.strategy)
     if strategy.name == "cpu_sim":  # the CPU is divided before data of one's own may start TensorFlow
-        with quiet():
-            placement = build.build_placement(strategy)
+        placement = placement or build.build_placement(strategy)
     loss = build.build_loss(job)
     if data is None:
         data = build.build_data(job, loss)
         if job.config.trainer.overfit:
             data = data.only(Order(len(data.train), job.config.data.batch_size, job.config.seed).batches(0, 1)[0])
-    with quiet():  # TensorFlow starts here: its threads are set when the data are known
-        compiling.set_threads(strategy, job.config.model, data, job.config.data.batch_size)
-        placement = placement or build.build_placement(strategy)
+    if placement is None:
+        with quiet():  # TensorFlow starts here: its threads are set when the data are known
+            compiling.set_threads(strategy, job.config.model, data, job.config.data.batch_size)
+        placement = build.build_placement(strategy)
     num_steps = build.num_steps(schema.section(schema.Trainer, job.config.trainer), len(data.train), job.config.data.batch_size)
     return placement, data, build.build_learner(job, placement, loss, data, num_steps), num_steps
 

@@ -121,7 +121,8 @@ class Prepared:
         """Some examples of the training part, by index, as the whole of both parts, in memory; in units of all that there are."""
         some = self.train.rows(rows)
         numbers = rows if self.train_rows is None else self.train_rows[rows]
-        return dataclasses.replace(self, train=some, evaluation=some, resident=True, num_sampled=None, checksum=None, train_rows=numbers)
+        parts = dataclasses.replace(self, train=some, evaluation=some, train_rows=numbers, evaluation_rows=numbers)
+        return dataclasses.replace(parts, resident=True, num_sampled=None, checksum=None)
 
     def fingerprint(self) -> str:
         """A checksum of what is trained on."""
