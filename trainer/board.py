@@ -16,7 +16,7 @@ class Board:
     """Shows job, state, step, loss and the time left, where stdout is a terminal and `wanted`. Use as a context manager."""
 
     def __init__(self, jobs: Sequence[Job], labels: Sequence[str], wanted: bool) -> None:
-        self._jobs, self._labels = jobs, labels
+        self._jobs, self._labels = list(jobs), list(labels)
         self._states = ["waiting"] * len(jobs)
         self._started: dict[int, tuple[float, int]] = {}  # of a job that runs: when its first step was seen, and which that was
         self._live = Live(get_renderable=self.table, refresh_per_second=2) if wanted and is_terminal() else None
@@ -30,6 +30,13 @@ class Board:
         if self._live:
             self._live.stop()
 
+    def add(self, job: Job, label: str) -> int:
+        """One more job, which waits; its number."""
+        self._jobs.append(job)
+        self._labels.append(label)
+        self._states.append("waiting")  # last: the table is drawn by another thread
+        return len(self._states) - 1
+
     def set(self, number: int, state: str) -> None:
         """The state of a job, counted from 0."""
         self._states[number] = state
@@ -42,7 +49,7 @@ class Board:
         )
         for title in ("job", "state", "step", "loss", "time left"):
             table.add_column(title, justify="left" if title in ("job", "state") else "right")
-        for i, (job, label, state) in enumerate(zip(self._jobs, self._labels, self._states, strict=True)):
+        for i, (job, label, state) in enumerate(zip(self._jobs, self._labels, self._states, strict=False)):
             if state in ("running", "failed", "stopped"):
                 row = last_row(job.run_dir / "metrics.jsonl")
                 total = job.config.trainer.steps

@@ -62,6 +62,8 @@ def train(arguments: Sequence[str]) -> int:
     from trainer import config
 
     wanted = config.load(options.overrides, config_dir)
+    if wanted.launcher:
+        raise ConfigError(f"{wanted.launcher.choice} is for the jobs of a sweep: add -m, or leave it out")
     if wanted.config.trainer.replay:
         from trainer import stored
 

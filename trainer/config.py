@@ -19,8 +19,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer import secrets, trust
+from trainer import launcher, secrets, trust
 from trainer.errors import ConfigError
+from trainer.launcher import Launcher
 from trainer.validation import CommandLine, cause, suggestion, validate
 from trainer.yaml_files import YamlFiles
 
@@ -36,6 +37,7 @@ class Job:
     run_dir: Path  # of hydra.run.dir, or of the sweep; not created yet
     choices: dict[str, str]  # group -> chosen file, such as {"loss": "mse"}
     trust: tuple[str, ...]  # packages of the user's own, from the command line alone
+    launcher: Launcher | None = None  # where the jobs of a sweep run, from the command line alone; None: here
 
 
 def load(overrides: Sequence[str], config_dir: Path | None = None) -> Job:
@@ -49,7 +51,8 @@ def load(overrides: Sequence[str], config_dir: Path | None = None) -> Job:
         ConfigError: anything wrong with it, from the grammar to a key's limits.
     """
     composed = _compose(overrides, config_dir)
-    return Job(_validated(composed), tuple(overrides), _directory(composed, "run"), composed.choices, composed.command.trust)
+    validated, directory = _validated(composed), _directory(composed, "run")
+    return Job(validated, tuple(overrides), directory, composed.choices, composed.command.trust, composed.launcher)
 
 
 def sweep_dir(overrides: Sequence[str], config_dir: Path | None = None) -> Path:
@@ -124,6 +127,7 @@ class _Composed:
     choices: dict[str, str]
     listed: dict[str, dict[str, Any]]  # open group -> what its chosen file lists
     command: CommandLine
+    launcher: Launcher | None
 
 
 @contextlib.contextmanager
@@ -145,6 +149,7 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
         parser = OverridesParser.create(loader)
         files: list[str] = []  # overrides that decide which files are read, and Hydra's own
         keys: list[Override] = []
+        launching: list[Override] = []
         trusted: tuple[str, ...] = ()
         for text in overrides:
             override = _parse_one(text, parser)
@@ -153,6 +158,8 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
             if key in available:
                 _check_choice(key, text, available[key], dirs)
                 files.append(text.lstrip("+"))
+            elif launcher.is_of_launcher(key, value):
+                launching.append(override)
             elif key == "hydra" or override.is_hydra_override():
                 _check_hydra(key, value, text)
                 files.append(text.lstrip("+"))
@@ -176,7 +183,8 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> _Composed:
     added = {
         key for override in keys if override.is_add() or override.is_force_add() for key in _flat(override.key_or_group, override.value())
     }
-    return _Composed(whole, choices, listed, CommandLine(typed, frozenset(added), trusted))
+    command = CommandLine(typed, frozenset(added), trusted)
+    return _Composed(whole, choices, listed, command, launcher.read(launching, whole))
 
 
 def _validated(composed: _Composed, complete: bool = True) -> DictConfig:
@@ -260,7 +268,8 @@ def _check_hydra(key: str, value: Any, text: str) -> None:
         return
     if key in ("hydra/launcher", "hydra/sweeper"):
         if value != "basic":
-            raise ConfigError(f"{text} is refused: a sweep runs its jobs one after another, each in a fresh process; leave it out")
+            instead = f"type {key}={' or '.join(launcher.CHOICES)}" if key == launcher.GROUP else "type sweep.optuna.trials=20 to search"
+            raise ConfigError(f"{text} is refused: each job of a sweep runs in a fresh process; leave it out, or {instead}")
         return
     if key == "hydra.mode":
         raise ConfigError(f"{text} is refused: a sweep is asked for by -m")
@@ -272,7 +281,7 @@ def _check_hydra(key: str, value: Any, text: str) -> None:
 def _check_plugins(hydra: DictConfig) -> None:
     for name in ("launcher", "sweeper"):
         if hydra[name].get("_target_") != f"hydra._internal.core_plugins.basic_{name}.Basic{name.title()}":
-            raise ConfigError(f"hydra/{name} is set in a configuration file: only basic is used here; take it out")
+            raise ConfigError(f"hydra/{name} is set in a configuration file, where it does not count: take it out, or type it instead")
     container = OmegaConf.to_container(hydra, resolve=False)
     assert isinstance(container, dict)
     trust.check_names({key: value for key, value in container.items() if key not in ("launcher", "sweeper")}, ())

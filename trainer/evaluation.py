@@ -17,8 +17,6 @@ _BATCH_SIZE = 512
 _STREAMED_BYTES = 2**24  # of a batch that is streamed, where batches may have any size
 _METRICS = {"classes": ["eval/accuracy"], "real": ["eval/mae", "eval/r2"], "counts": ["eval/deviance", "eval/mae"]}
 
-LARGER_IS_BETTER = ("eval/accuracy", "eval/r2", "eval/ndcg", "eval/spearman")
-
 
 def metric_names(loss: Loss, task: str) -> list[str]:
     """The tags that an evaluation gives."""

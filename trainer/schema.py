@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 Section = TypeVar("Section")
 
+# Objectives and metrics of which larger is better; smaller is of all others.
+LARGER_IS_BETTER = ("eval/accuracy", "eval/r2", "eval/ndcg", "eval/spearman", "steps_per_second")
+
 
 def section(kind: type[Section], node: DictConfig) -> Section:
     """A part of the configuration as its dataclass."""
@@ -127,11 +130,26 @@ class Logging:
 
 
 @dataclasses.dataclass
+class Optuna:
+    """A search by Optuna in place of every combination: each trial is a job with values of its choice."""
+
+    trials: int | None = limited(None, minimum=1)  # of the whole study, those of earlier commands included; None: no search
+    objective: str = "eval/loss"  # a number of summary.json: a metric at the end, or wall_seconds and the like
+    objectives: list[str] = dataclasses.field(default_factory=list)  # several, instead of objective
+    directions: list[str] = dataclasses.field(default_factory=list)  # minimize or maximize, one for each; empty: by the objective
+    sampler: str = limited("tpe", choices=("tpe", "random", "nsgaii"))
+    seed: int = limited(0, minimum=0, below=2**32)  # of the sampler
+    storage: str | None = None  # a database, such as sqlite:///study.db, typed; None: in the sweep's directory
+    study_name: str = "gradtrain"
+
+
+@dataclasses.dataclass
 class Sweep:
     """How the jobs of a sweep are run; what they compute does not depend on it."""
 
-    parallel: int = limited(1, minimum=1)  # at once; cores and GPUs are shared out among them
+    parallel: int | None = limited(None, minimum=1)  # jobs at once, which share cores and GPUs; None: one, or as the launcher says
     compare: bool = False  # when they are through, by trainer.compare
+    optuna: Optuna = dataclasses.field(default_factory=Optuna)
 
 
 @dataclasses.dataclass

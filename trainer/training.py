@@ -22,7 +22,7 @@ from trainer.data.feed import Feed, most_batches
 from trainer.data.order import Order
 from trainer.data.prepare import Prepared
 from trainer.errors import ConfigError
-from trainer.evaluation import LARGER_IS_BETTER, make_evaluate, metric_names
+from trainer.evaluation import make_evaluate, metric_names
 from trainer.forensics import Forensics
 from trainer.json_files import last_row
 from trainer.learner import Learner
@@ -185,7 +185,7 @@ def make_plan(job: Job, learner: Learner, data: Prepared, num_steps: int, border
         eval_every=settings.eval_every,
         save_every=saving.every,
         monitor=saving.monitor,
-        goal=saving.goal or ("max" if saving.monitor in LARGER_IS_BETTER else "min"),
+        goal=saving.goal or ("max" if saving.monitor in schema.LARGER_IS_BETTER else "min"),
         patience=settings.early_stopping.patience,
         min_delta=settings.early_stopping.min_delta,
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer import fake_jobs
 from tests.trainer.command_line import last_line
 from tests.trainer.processes import ROOT, command
 from trainer import cli
@@ -45,6 +46,12 @@ def small_disk(tmp_path):
     yield small_disk
     if folder.exists():
         subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    """An empty current folder; the jobs of sweeps started there end as their seeds say."""
+    return fake_jobs.install(tmp_path, monkeypatch, fake_jobs.ENDINGS)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from unittest import mock
 
 from omegaconf import OmegaConf
 
-from trainer import cli, config, job, schema, sweep
+from trainer import cli, config, isolation, job, schema
 from trainer.errors import UserError
 
 SECONDS = {False: 10.0, True: 120.0}  # a case may take, without and with training
@@ -49,6 +49,7 @@ _FITTING = {
     "diabetes_pairs": ("pairwise_logistic",),
     "digit_triplets": ("triplet", "infonce"),
 }
+_OF_SEARCHES = ("optuna.db", "optuna.json", ".optuna.lock")  # in a sweep's directory
 _CSV = "a,b,y\n1,2,0\n3,4,1\n5,6,0\n7,8,1\n9,1,0\n2,2,1\n3,1,0\n4,2,1\n"
 
 
@@ -88,7 +89,7 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
     stubs = contextlib.ExitStack()
     if not train:
         stubs.enter_context(mock.patch.object(job, "_train", return_value=(0, "finished")))
-        stubs.enter_context(mock.patch.object(sweep, "_run_one", _in_this_process))
+        stubs.enter_context(mock.patch.object(isolation, "run_one", _in_this_process))
         stubs.enter_context(mock.patch.object(job, "Signals"))  # a sweep's jobs are in threads here
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), stubs:
         Path("data.csv").write_text(_CSV)
@@ -102,12 +103,12 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
     return exit_code, f"{problem}\n{errors.getvalue()[-3000:]}" if problem else ""
 
 
-def _in_this_process(wanted: config.Job, *_: Any, **__: Any) -> sweep.Outcome:
+def _in_this_process(wanted: config.Job, *_: Any, **__: Any) -> isolation.Outcome:
     try:
         job.run(wanted)
     except UserError as error:
-        return sweep.Outcome("failed", str(error))
-    return sweep.Outcome("done")
+        return isolation.Outcome("failed", str(error))
+    return isolation.Outcome("done")
 
 
 def _problem(exit_code: int, errors: str) -> str:
@@ -138,7 +139,11 @@ def _litter(folder: Path) -> str:
         status = json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
         if status.get("state") not in FINAL:
             return f"{run} has the status {status}"
-    others = [path for path in folder.rglob("*") if path.is_file() and not runs & set(path.parents) and path.name != "data.csv"]
+    others = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not runs & set(path.parents) and path.name not in ("data.csv", *_OF_SEARCHES)
+    ]
     return f"left {others}" if others else ""
 
 
@@ -372,6 +377,7 @@ _STRAY = [
     ),
     *("hydra.run.dir=a/b", "hydra.run.dir='größe ü'", "hydra.run.dir=outputs", "hydra.run.dir=data.csv", "hydra.run.dir=/dev/null/x"),
     *("hydra.run.dir=.", "hydra.run.dir=" + "x" * 300, "hydra.run.dir=" + "x/" * 3000, "hydra.sweep.dir=s", "hydra.job.chdir=true"),
+    *("hydra/launcher=submitit_slurm", "hydra.launcher.partition=x", "sweep.optuna.trials=2", "seed=int(interval(0,9))"),
     *("hydra/launcher=joblib", "hydra.mode=RUN", "hydra.searchpath=[/tmp]", "hydra=1", "resume=must", "resume=never", "resume=''"),
     *("resume=data.csv", "resume=/", "resume=" + "x" * 5000, "loss@model=mse", "loss/x=mse", "loss=[mse]", "loss={}", "model=null"),
     *("loss._target_=os.system", "model._target_=keras.models.load_model", "+loss._args_=[1]", "+model.layers.0._target_=os.system"),

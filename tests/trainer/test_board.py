@@ -1,6 +1,6 @@
 from rich.console import Console
 
-from trainer import board, sweep
+from trainer import board, expansion
 from trainer.board import Board
 
 
@@ -12,7 +12,7 @@ def shown(table) -> list[list[str]]:
 
 
 def test_jobs_that_run_and_that_failed_are_shown(tmp_path, monkeypatch):
-    jobs = sweep.expand(["seed=1,2,3,4", "trainer.steps=110", f"hydra.sweep.dir={tmp_path}"])
+    jobs = expansion.expand(["seed=1,2,3,4", "trainer.steps=110", f"hydra.sweep.dir={tmp_path}"])
     live = Board(jobs, ["seed=1", "seed=2", "seed=3", "seed=4"], wanted=True)
     now = 100.0
     monkeypatch.setattr(board.time, "monotonic", lambda: now)

@@ -7,135 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import trainer
-from trainer import cli, sweep
-from trainer.errors import ConfigError
+from tests.trainer.fake_jobs import is_alive, wait_until
+from tests.trainer.processes import ROOT
+from trainer import cli, expansion
 from trainer.json_files import read_json
-
-ROOT = Path(trainer.__file__).parents[1]
-
-# Takes the place of trainer.job in the processes of a sweep, which import sitecustomize at their start.
-FAKE_JOB = """
-    import json, os, signal, sys, time, types
-
-    def run(job):
-        from trainer.errors import DataError
-        seed, path = job.config.seed, job.run_dir
-        path.mkdir(parents=True)
-        (path / "pid").write_text(str(os.getpid()))
-        print("training", seed, flush=True)
-        if seed == 1: raise ValueError("out of luck")
-        if seed == 2: sys.exit(7)
-        if seed == 3: os.kill(os.getpid(), signal.SIGKILL)
-        if seed == 4: raise DataError("row 5 holds NaN")
-        if seed == 5: sys.exit(0)
-        if seed == 6:
-            caught = []
-            signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
-            signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
-            (path / "ready").touch()
-            while not caught:
-                time.sleep(0.01)
-            (path / "caught").write_text(" ".join(map(str, caught)))
-            return 128 + caught[0]
-        if seed >= 10:  # until as many others are there as its tens say
-            while len(list(path.parent.glob("*/pid"))) < seed // 10:
-                time.sleep(0.01)
-            (path / "threads").write_text(os.environ["TF_NUM_INTRAOP_THREADS"])
-        summary = {"steps": 10, "wall_seconds": 1.5, "steps_per_second": 6.7, "final": {"loss": 0.25, "eval/accuracy": 0.5 + seed / 100}}
-        (path / "summary.json").write_text(json.dumps(summary))
-        return 0
-
-    sys.modules["trainer.job"] = types.SimpleNamespace(run=run)
-"""
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch) -> Path:
-    """An empty current folder; the jobs of sweeps started there run FAKE_JOB."""
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "sitecustomize.py").write_text(textwrap.dedent(FAKE_JOB))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), str(ROOT)]))
-    monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    return tmp_path / "empty"
-
-
-def names(*overrides: str) -> list[str]:
-    return [job.run_dir.name for job in sweep.expand(overrides)]
-
-
-def test_every_combination_has_its_directory():
-    jobs = sweep.expand(["loss=mse", "gradient=auto,analytic", "seed=range(1,3)", "hydra.sweep.dir=here"])
-    assert [str(job.run_dir) for job in jobs] == [
-        "here/loss-mse_gradient-auto_seed-1",
-        "here/loss-mse_gradient-auto_seed-2",
-        "here/loss-mse_gradient-analytic_seed-1",
-        "here/loss-mse_gradient-analytic_seed-2",
-    ]
-    assert [(job.config.gradient.mode, job.config.seed) for job in jobs] == [("auto", 1), ("auto", 2), ("analytic", 1), ("analytic", 2)]
-    assert jobs[0].overrides == ("loss=mse", "gradient=auto", "seed=1", "hydra.sweep.dir=here")
-
-
-def test_the_default_directory_is_one_for_all():
-    jobs = sweep.expand(["seed=1,2"])
-    assert len({job.run_dir.parent for job in jobs}) == 1
-    assert jobs[0].run_dir.parts[:2] == ("outputs", "sweeps")
-
-
-def test_names_hold_nothing_that_trips(monkeypatch):
-    assert names() == ["default"]
-    assert names("trust=[a]", "seed=1") == ["seed-1"]
-    assert len(names("seed=1,1,2")) == 2
-    odd = names("data=csv", "data.target=y", "data.path='a/b=c.csv','a b=c.csv'")
-    assert len(set(odd)) == 2
-    assert all("=" not in name and "/" not in name and " " not in name for name in odd)
-    (long,) = names("data=csv", "data.target=y", f"data.path={'x' * 300}")
-    assert len(long) < 120
-
-
-def test_choices_are_found_by_pattern():
-    assert names("gradient=glob(*)") == ["gradient-analytic", "gradient-auto"]
-
-
-@pytest.mark.fault
-def test_a_secret_names_no_directory(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.yaml").write_text("_target_: my_package.Rows\napi_token: ''\n")
-    jobs = sweep.expand(["data=mine", "data.api_token=hunter2,hunter3", "trust=[my_package]"], tmp_path)
-    assert [job.run_dir.name for job in jobs] == ["data-mine_data.api_token-1", "data-mine_data.api_token-2"]
-
-
-def test_bad_jobs_are_listed_and_none_starts(capsys):
-    with pytest.raises(ConfigError, match="2 of 3 jobs can't be run, as listed; none was started"):
-        sweep.expand(["trainer.log_every=0,1,x"])
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(": ")[0] for line in lines] == ["trainer.log_every=0", "trainer.log_every=x"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["loss=nope", "seed=1,2"], "there is no such loss"),
-        (["hydra.run.dir=x", "seed=1,2"], "type hydra.sweep.dir="),
-        (["hydra.sweep.dir=x,y"], "can't be swept"),
-        (["seed=interval(0,1)"], "range"),
-        (["seed=range(0,1000000)"], "more than 10000"),
-        (["hydra.sweep.dir=../x", "seed=1,2"], "hydra.sweep.dir"),
-        (["seed=[1"], "can't be read"),
-    ],
-)
-def test_sweeps_that_are_refused(overrides, words):
-    with pytest.raises(ConfigError, match=words):
-        sweep.expand(overrides)
 
 
 @pytest.mark.slow
@@ -179,7 +58,7 @@ def test_a_signal_ends_the_job_once_and_the_sweep_after_it(fake, number):
         text=True,
     )
     job_dir = fake / "here" / "seed-6"
-    _wait_for(job_dir / "ready")
+    wait_until((job_dir / "ready").exists)
     parent.send_signal(number)
     out, err = parent.communicate(timeout=60)
     assert parent.returncode == 128 + number
@@ -187,7 +66,7 @@ def test_a_signal_ends_the_job_once_and_the_sweep_after_it(fake, number):
     assert "seed=6 stopped" in err
     assert "not run" in out
     assert not (fake / "here" / "seed-0").exists()
-    assert not _is_alive(int((job_dir / "pid").read_text()))
+    assert not is_alive(int((job_dir / "pid").read_text()))
 
 
 @pytest.mark.slow
@@ -221,25 +100,25 @@ def test_a_signal_ends_all_jobs_that_run(fake):
         "hydra.sweep.dir=here",
     ]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _wait_until(lambda: len(list((fake / "here").glob("*/ready"))) == 2)
+    wait_until(lambda: len(list((fake / "here").glob("*/ready"))) == 2)
     parent.send_signal(signal.SIGTERM)
     out, err = parent.communicate(timeout=60)
     assert parent.returncode == 143
     assert err.count(" stopped: ") == 2
     assert out.count("not run") == 2
     assert len(list((fake / "here").glob("*/caught"))) == 2
-    assert not any(_is_alive(int(path.read_text())) for path in (fake / "here").glob("*/pid"))
+    assert not any(is_alive(int(path.read_text())) for path in (fake / "here").glob("*/pid"))
 
 
 @pytest.mark.fault(rows=[20])
 def test_the_same_command_runs_what_is_missing_only(tmp_path, capfd):
     overrides = ["-m", "seed=1,2", "model.hidden=[8]", "trainer.steps=20", "trainer.compile=graph", f"hydra.sweep.dir={tmp_path}"]
     process = subprocess.Popen([sys.executable, "-m", "trainer", *overrides], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _wait_until(lambda: (tmp_path / name(1) / "summary.json").exists() and (tmp_path / name(2) / "status.json").exists())
+    wait_until(lambda: (tmp_path / name(1) / "summary.json").exists() and (tmp_path / name(2) / "status.json").exists())
     process.kill()
     process.wait(timeout=60)
     first = (tmp_path / name(1) / "summary.json").stat().st_mtime_ns
-    _wait_until(lambda: not _is_locked(tmp_path / name(2)))  # its job ends when it sees that the sweep is gone
+    wait_until(lambda: not _is_locked(tmp_path / name(2)))  # its job ends when it sees that the sweep is gone
     assert cli.main(overrides) == 0
     out, _ = capfd.readouterr()
     assert f"seed=1  is done, in {tmp_path}" in out
@@ -250,7 +129,7 @@ def test_the_same_command_runs_what_is_missing_only(tmp_path, capfd):
 
 
 def name(seed: int) -> str:
-    return sweep.expand([f"seed={seed}", "model.hidden=[8]", "trainer.steps=20", "trainer.compile=graph"])[0].run_dir.name
+    return expansion.expand([f"seed={seed}", "model.hidden=[8]", "trainer.steps=20", "trainer.compile=graph"])[0].run_dir.name
 
 
 def _is_locked(path: Path) -> bool:
@@ -292,30 +171,11 @@ def test_results_are_the_same_whatever_runs_beside_them(tmp_path):
 def test_a_sweep_that_is_killed_leaves_no_orphan(fake):
     parent = subprocess.Popen([sys.executable, "-m", "trainer", "-m", "seed=6,0", "hydra.sweep.dir=here"], stdout=subprocess.DEVNULL)
     job_dir = fake / "here" / "seed-6"
-    _wait_for(job_dir / "ready")
+    wait_until((job_dir / "ready").exists)
     parent.kill()
     parent.wait(timeout=60)
-    _wait_for(job_dir / "caught")
+    wait_until((job_dir / "caught").exists)
     assert (job_dir / "caught").read_text() == str(int(signal.SIGTERM))
-
-
-def _wait_for(path: Path) -> None:
-    _wait_until(path.exists)
-
-
-def _wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 NUM_JOBS, NUM_STEPS = 40, 20
@@ -347,11 +207,11 @@ def test_forty_jobs_killed_twice_run_once_each(tmp_path):
     for num_before_kill in (6, 17):
         with open(tmp_path / "output", "a") as output:
             sweep_process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-        _wait_until(lambda count=num_before_kill: len(_jobs_done(folder)) >= count, seconds=600)
+        wait_until(lambda count=num_before_kill: len(_jobs_done(folder)) >= count, seconds=600)
         assert len(_processes_of(tmp_path)) > 2
         sweep_process.kill()
         assert sweep_process.wait(timeout=60) == -signal.SIGKILL
-        _wait_until(lambda: not _processes_of(tmp_path))  # those that it had started end by themselves
+        wait_until(lambda: not _processes_of(tmp_path))  # those that it had started end by themselves
         assert num_before_kill <= len(_jobs_done(folder)) < NUM_JOBS
         assert {path: _written(path) for path in done} == done  # they were not started again
         done = {path: _written(path) for path in _jobs_done(folder)}
@@ -360,7 +220,7 @@ def test_forty_jobs_killed_twice_run_once_each(tmp_path):
     assert last.stdout.count("  is done, in ") == len(done)
     assert f"{NUM_JOBS} of {NUM_JOBS} jobs done" in last.stdout
     assert {path: _written(path) for path in done} == done
-    _wait_until(lambda: not _processes_of(tmp_path))
+    wait_until(lambda: not _processes_of(tmp_path))
     jobs = _jobs_done(folder)
     assert len(jobs) == NUM_JOBS
     for path in jobs:
