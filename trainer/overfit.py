@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from losses.base import Loss
 from trainer.errors import ConfigError, UserError
-from trainer.evaluation import LARGER_IS_BETTER
 from trainer.progress import say
+from trainer.schema import LARGER_IS_BETTER
 
 _LEFT = 0.05  # of the error at the start, where a batch counts as fitted
 

@@ -164,6 +164,8 @@ def _check(settings: schema.Optuna, first: Job, space: _Space) -> None:
         )
     if settings.storage is not None and not space.storage_is_typed:
         raise ConfigError("sweep.optuna.storage is set in a configuration file; it counts on the command line alone: type it there")
+    if first.config.trainer.dry_run:
+        raise ConfigError("trainer.dry_run=true looks at one job: type it without -m, and with one value of each key")
     if first.config.sweep.compare:
         raise ConfigError("sweep.compare=true: trials of a search differ in several keys at once; leave it out")
     if settings.objectives and settings.objective != schema.Optuna.objective:
