@@ -1,8 +1,10 @@
-"""Numbers of many steps as bytes, for all steps at once: decimal text, and TensorBoard's records with their checksums."""
+"""Numbers of many steps as bytes, for all steps at once: decimal text, and TensorBoard's records, with checksums that can be checked."""
 
 import math
+import os
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -158,3 +160,58 @@ def varint(number: int) -> bytes:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*out, number])
+
+
+def event(wall_time: float, step: int, summary: bytes) -> bytes:
+    """A record with an encoded Summary."""
+    return framed(b"\x09" + struct.pack("<d", wall_time) + b"\x10" + varint(step) + b"\x2a" + sized(summary))
+
+
+_READ_BYTES = 2**20  # at once,
+_LOOKED_AT = 2**26  # and of a file altogether
+_MANY = 16  # records of one length, from which on checking them together is faster than one after the other
+
+
+def first_damage(path: Path) -> int | None:
+    """The byte at which the first record of an event file begins that is cut off or damaged; None where all are whole.
+
+    Records of equal length that follow each other are checked together, as most do. What lies behind the first _LOOKED_AT bytes is not
+    looked at.
+    """
+    with open(path, "rb") as file:
+        size = min(os.fstat(file.fileno()).st_size, _LOOKED_AT)
+        at, content = 0, memoryview(b"")  # the file from `at` on, as far as it is read
+        while at < size:
+            if len(content) < _FRAME:
+                content = memoryview(bytes(content) + file.read(_READ_BYTES))
+            head = content[:_FRAME]
+            if len(head) < _FRAME or head[8:] != _checksums(np.frombuffer(head[:8], np.uint8)[None]).tobytes():
+                return at
+            whole = _FRAME + int.from_bytes(head[:8], "little") + 4
+            if len(content) < whole:
+                content = memoryview(bytes(content) + file.read(max(_READ_BYTES, whole - len(content))))
+            num = min(len(content) // whole, 1 if content[whole : whole + _FRAME] != head else _READ_BYTES)
+            if num == 0:
+                return at
+            records = np.frombuffer(content, np.uint8, num * whole).reshape(num, whole)
+            others = np.flatnonzero((records[:, :_FRAME] != records[0, :_FRAME]).any(axis=1))
+            records = records[: others[0]] if len(others) else records
+            damaged = np.flatnonzero((records[:, -4:] != _checksums(records[:, _FRAME:-4])).any(axis=1))
+            if len(damaged):
+                return at + int(damaged[0]) * whole
+            at += records.size
+            content = content[records.size :]
+    return None
+
+
+def _checksums(contents: np.ndarray) -> np.ndarray:
+    """Uint8 [n, 4], as TFRecord files want them, of contents uint8 [n, length]."""
+    crcs: np.ndarray
+    if len(contents) < _MANY:
+        crcs = np.array([crc32c(content.tobytes()) for content in contents], np.uint32)
+    else:
+        crcs = np.full(len(contents), 0xFFFFFFFF, np.uint32)
+        for column in np.ascontiguousarray(contents.T):  # the bytes in one place of all contents
+            crcs = _CRC_TABLE[(crcs ^ column) & 0xFF] ^ crcs >> 8
+        crcs ^= 0xFFFFFFFF
+    return _masked(crcs).astype("<u4").view(np.uint8).reshape(-1, 4)

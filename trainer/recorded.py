@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer import rundir
+from trainer.encoding import first_damage
 from trainer.errors import CheckpointError, ConfigError
 from trainer.json_files import read_json
 from trainer.progress import say
@@ -86,7 +87,22 @@ def _read_run(path: Path) -> Run:
     if "loss" not in series:
         raise ConfigError(f"the run in {path} has recorded no step: leave it out, or train it by the command that made it")
     status, summary = (read_json(path / name) or {} for name in ("status.json", "summary.json"))
-    return Run(path, config, series, str(status.get("state", "unknown")), summary)
+    state = str(status.get("state", "unknown"))
+    if state != "running":  # whose files may end within a record
+        _check_events(path / "tensorboard")
+    return Run(path, config, series, state, summary)
+
+
+def _check_events(folder: Path) -> None:
+    """Warns of event files of which TensorBoard can't show all; what is read here is metrics.jsonl."""
+    for file in sorted(folder.glob("*tfevents*")):
+        try:
+            damage = first_damage(file)
+            trouble = None if damage is None else f"is cut off or damaged: TensorBoard shows nothing of it from byte {damage} on"
+        except OSError as error:
+            trouble = f"can't be read ({error.strerror}), by TensorBoard neither"
+        if trouble:
+            say(f"warning: {file} {trouble}; the figures here are those of metrics.jsonl, which has every step")
 
 
 def _series(rows: Iterable[dict[str, Any]]) -> dict[str, Series]:

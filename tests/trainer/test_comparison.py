@@ -1,15 +1,19 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import compare
 from trainer.comparison import Comparison, Tolerance, interval, verdict
 from trainer.comparison import compare as compared
 from trainer.errors import ConfigError
+from trainer.logs import Recorder
 from trainer.recorded import read
 
 HUBER = {"_target_": "losses.huber.Huber", "delta": 1.0}
@@ -213,3 +217,45 @@ def test_runs_that_must_be_equal(tmp_path, capsys):
 def test_mistakes(arguments, said):
     with pytest.raises(ConfigError, match=said):
         compare.run(arguments)
+
+
+def flip(content: bytes) -> bytes:
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+
+
+@pytest.mark.fault(rows=[29])
+@pytest.mark.parametrize("damage", [flip, lambda content: content[: len(content) // 2 + 5]], ids=["flipped", "cut_off"])
+def test_a_damaged_event_file_is_named_and_changes_no_figure(tmp_path, capsys, damage):
+    folder = sweep(tmp_path / "sweep", seeds=2)
+    (tmp_path / "logged").mkdir()
+    with Recorder(tmp_path / "logged", ["loss", "grad_norm/global"], True, 0) as recorder:
+        recorder.put(np.arange(1, 101), np.ones((100, 2), np.float32), {50: {"eval/loss": 0.5}})
+    for run in folder.iterdir():
+        shutil.copytree(tmp_path / "logged/tensorboard", run / "tensorboard")
+
+    def reported() -> tuple[bytes, bytes, list[str]]:
+        assert compare.run([str(folder)]) == 0
+        warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+        return (folder / "comparison.json").read_bytes(), (folder / "comparison.csv").read_bytes(), warnings
+
+    whole = reported()
+    assert whole[2] == []
+    (file,) = (folder / "auto-1/tensorboard").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    events = EventAccumulator(str(file.parent), size_guidance={"scalars": 0})
+    events.Reload()
+    assert 30 < len(events.Scalars("loss")) < 60  # what TensorBoard shows of it
+    *figures, (warning,) = reported()
+    assert figures == list(whole[:2])
+    assert warning.startswith(f"warning: {file} is cut off or damaged: TensorBoard shows nothing of it from byte ")
+    assert "metrics.jsonl" in warning
+    (folder / "auto-1/status.json").write_text(json.dumps({"state": "running"}))  # it may be within a record just now
+    assert reported()[2] == []
+
+
+@pytest.mark.fault(rows=[29])
+def test_an_event_file_that_can_not_be_read_is_named(tmp_path, capsys):
+    run = make(tmp_path / "a", [1.0, 2.0])
+    (run / "tensorboard/events.out.tfevents.1").mkdir(parents=True)
+    assert read(run)[0].steps == 2
+    assert "events.out.tfevents.1 can't be read (Is a directory)" in capsys.readouterr().out
