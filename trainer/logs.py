@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.encoding import NUMBER_WIDTH, Records, decimals, filled, framed, sized, varint
+from trainer.encoding import NUMBER_WIDTH, Records, decimals, event, filled, framed, sized, varint
 from trainer.errors import ConfigError
 
 Extra = Mapping[int, Mapping[str, float]]  # step to further scalars of it, tag to value
@@ -47,6 +47,7 @@ class _Chunk:
     rows: np.ndarray  # float32 [n, tags]
     wall_times: np.ndarray  # float64 [n], seconds since 1970
     extra: dict[int, dict[str, float]]
+    summaries: dict[int, bytes]
     num_bytes: int
 
 
@@ -95,10 +96,10 @@ class Recorder:
         if self._events:
             self._attempt(self._events.close)
 
-    def put(self, steps: np.ndarray, rows: np.ndarray, extra: Extra) -> None:
+    def put(self, steps: np.ndarray, rows: np.ndarray, extra: Extra, summaries: Mapping[int, bytes] | None = None) -> None:
         """Hands over rows float32 [n, len(tags)] of `steps` int [n], ascending; both are copied.
 
-        `extra` gives further scalars of some of these steps, by step.
+        `extra` gives further scalars of some of these steps, by step; `summaries` what else TensorBoard shows of them, encoded.
         """
         if not len(steps):
             return
@@ -110,9 +111,10 @@ class Recorder:
             np.array(rows, np.float32).reshape(len(steps), self._num_tags),
             np.full(len(steps), time.time()),
             further,
+            dict(summaries or {}),
             num_bytes=_CHUNK_BYTES + _EXTRA_BYTES * sum(map(len, further.values())),
         )
-        chunk.num_bytes += chunk.steps.nbytes + chunk.rows.nbytes + chunk.wall_times.nbytes
+        chunk.num_bytes += chunk.steps.nbytes + chunk.rows.nbytes + chunk.wall_times.nbytes + sum(map(len, chunk.summaries.values()))
         with self._changed:
             while self._num_bytes and self._num_bytes + chunk.num_bytes > _PENDING_BYTES:
                 if not self._give_up_events():
@@ -221,6 +223,7 @@ def _joined(chunks: Sequence[_Chunk]) -> _Chunk:
         np.concatenate([chunk.rows for chunk in chunks]),
         np.concatenate([chunk.wall_times for chunk in chunks]),
         {step: values for chunk in chunks for step, values in chunk.extra.items()},
+        {step: summary for chunk in chunks for step, summary in chunk.summaries.items()},
         sum(chunk.num_bytes for chunk in chunks),
     )
 
@@ -314,7 +317,9 @@ class EventFile:
             steps, wall_times = chunk.steps[piece], chunk.wall_times[piece]
             content = [self._encode(self._tags, steps, chunk.rows[piece], wall_times)]
             further: dict[tuple[str, ...], list[int]] = {}  # tags to places in steps
-            for i, step in enumerate(steps.tolist() if chunk.extra else []):
+            for i, step in enumerate(steps.tolist() if chunk.extra or chunk.summaries else []):
+                if step in chunk.summaries:
+                    content.append(event(wall_times[i], step, chunk.summaries[step]))
                 if step in chunk.extra:
                     further.setdefault(tuple(chunk.extra[step]), []).append(i)
             for tags, places in further.items():

@@ -51,13 +51,16 @@ class Plan:
     max_skipped: int  # steps in a row that may be not finite; 0: the first one ends the run, or is rolled back
     audit_every: int = 0
     max_rollbacks: int = 0  # in the whole run; 0: none
+    histogram_every: int = 0
     borders: tuple[int, ...] = ()  # further steps after which a chunk must end
     enough: Callable[[dict[str, float]], bool] | None = None  # whether an evaluation is good enough to end the run
 
     def next_border(self, step: int, most: int) -> int:
         """The next step after `step` at which the host has to do something, at most `most` away."""
         periods = [period for period in (self.eval_every, self.save_every) if period]
-        further = (border for border in self.borders if border > step)
+        further = [border for border in self.borders if border > step]
+        if self.histogram_every:  # before such a step
+            further.append(((step + 1) // self.histogram_every + 1) * self.histogram_every - 1)
         return min([self.num_steps, step + most, *further, *((step // period + 1) * period for period in periods)])
 
     def is_due(self, period: int, step: int) -> bool:
@@ -93,6 +96,7 @@ def run_loop(
     tags: list[str],
     evaluate: Callable[[], dict[str, float]],
     audit: Callable[[int, np.ndarray], str | None],
+    histograms: Callable[[int, np.ndarray], bytes],
     examine: Callable[[int, np.ndarray, dict[str, float], int | None], str],
     go_back: Callable[[], None],
     save: Callable[[bool], None],
@@ -104,10 +108,11 @@ def run_loop(
     """Runs from `state.step` to `plan.num_steps`, or to a signal or an early stop, and leaves a checkpoint of where it ended.
 
     `audit(step, indices)` is asked about a step at which the gradients of both modes have parted, and the examples of its batch; it
-    says why the run must not go on. `examine(step, indices, scalars, saved)` is asked about a step that is not finite, before anything
-    of the state changes, and says what is known of it; `saved` is the checkpoint of that state, None where there is none. `save(last)`
-    takes a copy of `state` and the variables and saves it while the loop goes on; `last` says that nothing comes after it: it returns when
-    that is saved. `go_back()` brings back the variables as they were saved at `state.anchor`.
+    says why the run must not go on. `histograms(step, indices)` is asked before every `plan.histogram_every`-th step: after `step`, about
+    the batch that comes next; what it gives is recorded with that one. `examine(step, indices, scalars, saved)` is asked about a step that
+    is not finite, before anything of the state changes, and says what is known of it; `saved` is the checkpoint of that state, None where
+    there is none. `save(last)` takes a copy of `state` and the variables and saves it while the loop goes on; `last` says that nothing
+    comes after it: it returns when that is saved. `go_back()` brings back the variables as they were saved at `state.anchor`.
 
     A rollback undoes the updates since `state.anchor`: the run goes on with the state of that checkpoint, but after the step that was
     not finite, so that the batches in between are not seen again.
@@ -129,6 +134,10 @@ def run_loop(
         with clock("input"):
             indices, batches = feed.take(state.step, border, following)
         waited = clock.last
+        summaries: dict[int, bytes] = {}
+        if plan.histogram_every and (state.step + 1) % plan.histogram_every == 0:
+            with clock("logging"):
+                summaries[state.step + 1] = histograms(state.step, indices[0])
         profiler.before(state.step)
         with clock("step"):
             rows, num_done, skipped, parted = chunk(batches, *map(tf.constant, (state.step, border - state.step, state.skipped)))
@@ -145,6 +154,7 @@ def run_loop(
         diverged = state.skipped > plan.max_skipped
         final |= dict(zip(tags, rows[-1].tolist(), strict=True))
         logged = (steps % plan.log_every == 0) | (steps == plan.num_steps) | ~finite
+        logged[0] |= bool(summaries)
         extra: dict[int, dict[str, float]] = {}
         if plan.audit_every:
             audited = np.flatnonzero((steps % plan.audit_every == 0) & finite)
@@ -170,7 +180,7 @@ def run_loop(
             logged[-1] = True
             extra[state.step] = extra.get(state.step, {}) | evaluation
         with clock("logging"):
-            recorder.put(steps[logged], rows[logged], extra)
+            recorder.put(steps[logged], rows[logged], extra, summaries)
             progress.show(state.step, final, {tag: value for tag, value in extra.get(state.step, {}).items() if tag not in TAGS})
         if diverged:
             step, message = state.step, _describe(plan, state.step, tags, rows[-1])

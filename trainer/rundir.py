@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _MAY_CHANGE = (
     "trainer.on_nonfinite", "trainer.replay", "trainer.dry_run", "trainer.early_stopping", "strategy", "checkpoint", "logging", "sweep",
     "data.stream", "data.max_resident_mb",
 )  # fmt: skip
+# Keys that say nothing of what a run learns, nor how.
+_NOT_TOLD = ("resume", "trust", "trainer.log_every", "trainer.replay", "checkpoint", "logging", "sweep")
 
 # Keys that runs of earlier versions lack, with what they did: such a run goes on, and its checkpoints count.
 _ADDED = {"trainer.overfit": False}
@@ -199,6 +201,26 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
+def hyperparameters(stored: str, choices: Mapping[str, str]) -> dict[str, bool | int | float | str]:
+    """What tells a run from others: its choices, and every key of its stored configuration that says what it learns, and how.
+
+    Args:
+        stored: the configuration as it is kept.
+        choices: group to chosen file, which stands for what the group's `_target_` names.
+
+    Returns:
+        Key to value: a list as text, and null as "null", so that a key which is null in one run and a number in another differs.
+    """
+    told: dict[str, bool | int | float | str] = {}
+    for key, value in flat(parsed(stored)).items():
+        group = key.removesuffix("._target_")
+        if group != key and group in choices:
+            told[group] = choices[group]
+        elif value != "***" and not is_within(key, _NOT_TOLD):
+            told[key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return told
 
 
 def describe(run: RunDir, config: str, overrides: tuple[str, ...]) -> None:

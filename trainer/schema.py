@@ -126,6 +126,7 @@ class Logging:
 
     tensorboard: bool = True
     per_variable: bool = True  # the gradient norm of every variable, grad_norm/<path>
+    histogram_every: int = limited(0, minimum=0)  # steps between two histograms of every variable's raw gradient; 0: never
     profile_steps: list[int] = dataclasses.field(default_factory=list)  # first and last step of a profile; empty: none
 
 

@@ -46,11 +46,7 @@ def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, st
         The row, float32; whether loss and gradient are finite (where they are not, a guarded update is not applied, and what the
         forward pass did to other variables is not kept either); whether that is due to the loss scale alone.
     """
-    if learner.strategy is None:
-        gradients, scalars, state = _reduced(learner, update, gather, indices, step)
-    else:
-        gradients, scalars, state = learner.strategy.run(_reduced, args=(learner, update, gather, indices, step))
-        gradients, scalars = local(gradients), local(scalars)
+    gradients, scalars, state = backward(learner, update, gather, indices, step)
     squares = [_sum_of_squares(g, update) for g in gradients]
     norm = tf.sqrt(tf.add_n(squares))
     loss, regularization = scalars
@@ -79,6 +75,14 @@ def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, st
         row += [scale, tf.cast(overflow, tf.float32)]
     row += [tf.sqrt(square) for square in squares] if learner.per_variable else []
     return tf.stack(row), finite, overflow
+
+
+def backward(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, step: tf.Tensor) -> _Pure:
+    """The batch's gradients, float32, by every weight, its scalars, and the new state; takes what `run` takes, and changes nothing."""
+    if learner.strategy is None:
+        return _reduced(learner, update, gather, indices, step)
+    gradients, scalars, state = learner.strategy.run(_reduced, args=(learner, update, gather, indices, step))
+    return local(gradients), local(scalars), state
 
 
 def _reduced(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, step: tf.Tensor) -> _Pure:

@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from losses.base import LossError, map_entries
 from losses.proof import start
-from trainer import build, compiling, resuming, rundir, schema, snapshots
-from trainer.audit import Audit
+from trainer import build, compiling, resuming, rundir, schema, secrets, snapshots
+from trainer.audit import TAGS, Audit
 from trainer.chunk import Chunk, make_chunk
 from trainer.config import Job
+from trainer.dashboards import Dashboards, histogram_summary
 from trainer.data.described import described
 from trainer.data.feed import Feed, most_batches
 from trainer.data.order import Order
@@ -24,6 +25,7 @@ from trainer.data.prepare import Prepared
 from trainer.errors import ConfigError
 from trainer.evaluation import make_evaluate, metric_names
 from trainer.forensics import Forensics
+from trainer.histograms import make_histograms
 from trainer.json_files import last_row
 from trainer.learner import Learner
 from trainer.logs import Recorder, plain
@@ -118,7 +120,12 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
     if rollback.wanted and state.step:
         resuming.hold_anchor(run, state, rollback)
     proof = verify(job, learner, data, order)
-    rundir.describe(run, rundir.stored_config(job.config), job.overrides)
+    config = rundir.stored_config(job.config)
+    rundir.describe(run, config, job.overrides)
+    told = secrets.hide(rundir.hyperparameters(config, job.choices), run.hidden)
+    charts = [*learner.tags, *(metric_names(loss, data.task) if plan.eval_every else []), *(TAGS if plan.audit_every else [])]
+    folder = run.file("tensorboard") if logging.tensorboard else None
+    dashboards = Dashboards(folder, told, secrets.hide(config, run.hidden), charts)
     about, fingerprint = resuming.about(job), data.fingerprint()
     run.write("data.json", described(data, fingerprint))
 
@@ -137,6 +144,9 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         anchor = state.anchor if rollback.wanted else None
         saver.put(snapshots.Snapshot(state.step, arrays, kept, about, learner.not_finite(arrays), anchor), best_step, last)
 
+    def histograms(step: int, indices: np.ndarray) -> bytes:
+        return histogram_summary(buckets(step, indices))
+
     with placement.scope():
         make = chunk_maker(job, learner, data, plan)
         handed = None if data.resident else data.train
@@ -147,8 +157,10 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
             chunk = make(compiled)
         evaluate = make_evaluate(learner, data, batch_size)
         audit = Audit(learner, data.train.rows, job.config.gradient.on_audit == "stop")
+        buckets = make_histograms(learner, data, Update(batch_size, compiled, settings.accumulate))
         examine = _examine(run, Forensics(learner, data, settings.accumulate, compiled))
     with (
+        dashboards,
         placement.scope(),
         Feed(order, plan.steps_per_call, handed, compiled == "chunk") as feed,
         Recorder(run.path, learner.tags, logging.tensorboard, state.step) as recorder,
@@ -158,8 +170,24 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         xla_explained(),
     ):
         outcome = run_loop(
-            plan, state, feed, chunk, learner.tags, evaluate, audit, examine, rollback.back, save, recorder, profiler, progress, signals
+            plan,
+            state,
+            feed,
+            chunk,
+            learner.tags,
+            evaluate,
+            audit,
+            histograms,
+            examine,
+            rollback.back,
+            save,
+            recorder,
+            profiler,
+            progress,
+            signals,
         )
+        if outcome.cause != "signal":
+            dashboards.finished()
 
     summary = _summary(run, learner, state, compiled, proof, outcome)
     run.write("summary.json", summary)
@@ -191,6 +219,7 @@ def make_plan(job: Job, learner: Learner, data: Prepared, num_steps: int, border
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
         audit_every=job.config.gradient.audit_every,
         max_rollbacks=_MOST_ROLLBACKS if settings.on_nonfinite == "rollback" else 0,
+        histogram_every=_histogram_every(schema.section(schema.Logging, job.config.logging)),
         borders=borders,
     )
     _check_plan(plan, learner, data, batch_size, settings)
@@ -218,6 +247,15 @@ def xla_explained() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0].partition("{{")[0]
         raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
+
+
+def _histogram_every(logging: schema.Logging) -> int:
+    if logging.histogram_every and not logging.tensorboard:
+        raise ConfigError(
+            f"logging.histogram_every={logging.histogram_every}: histograms are for TensorBoard alone: type logging.tensorboard=true, or "
+            "logging.histogram_every=0"
+        )
+    return logging.histogram_every
 
 
 def _window(steps: list[int]) -> tuple[int, int] | None:

@@ -22,11 +22,13 @@ class Record:
 
     def __init__(self):
         self.steps, self.saved, self.evaluated, self.audited, self.extra = [], [], [], [], {}
-        self.examined, self.held = [], []
+        self.examined, self.held, self.summaries = [], [], {}
 
-    def put(self, steps, rows, extra):
+    def put(self, steps, rows, extra, summaries):
+        assert summaries.keys() <= set(steps.tolist())
         self.steps += steps.tolist()
         self.extra |= extra
+        self.summaries |= summaries
 
     def flush(self):
         pass
@@ -70,6 +72,10 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
         record.audited.append((step, batch.tolist()))
         return "the gradient is wrong" if step in objections else None
 
+    def histograms(step, batch):
+        assert step == state.step
+        return str(batch.tolist()).encode()
+
     def save(last):
         if full and last:
             raise CheckpointError("no room")
@@ -96,6 +102,7 @@ def run(bad=(), metric=lambda step: 1.0, state=None, parted=(), objections=(), r
                 TAGS,
                 evaluate,
                 audit,
+                histograms,
                 examine,
                 go_back,
                 save,
@@ -129,6 +136,23 @@ def test_audits_are_recorded_whatever_the_chunks():
     assert sorted(record.extra) == [5, 10, 15, 20]
     assert record.steps == [4, 5, 8, 10, 12, 15, 16, 20]
     assert record.audited == []
+
+
+@pytest.mark.parametrize("every", [1, 5, 7])
+@pytest.mark.parametrize("steps_per_call", [1, 3, 20])
+def test_histograms_are_of_the_batches_of_their_steps_before_their_updates(every, steps_per_call):
+    """Whatever the chunks, and whatever else they end for."""
+    _, record, _ = run(histogram_every=every, steps_per_call=steps_per_call, eval_every=6, save_every=4, log_every=4)
+    expected = {step: str(Order(40, 4, 0).batches(step - 1, 1)[0].tolist()).encode() for step in range(every, 21, every)}
+    assert record.summaries == expected
+    assert set(record.steps) == {4, 6, 8, 12, 16, 18, 20, *expected}
+
+
+def test_a_resumed_run_takes_the_same_histograms():
+    _, record, _ = run(histogram_every=5, state=State(step=14))
+    assert list(record.summaries) == [15, 20]
+    _, record, _ = run(histogram_every=5, state=State(step=15))
+    assert list(record.summaries) == [20]
 
 
 def test_gradients_that_part_are_decided_about_on_the_batch_of_their_step():
