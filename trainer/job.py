@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from trainer import rundir, secrets
+from trainer import rundir, schema, secrets, tracking
 from trainer.config import Job
 from trainer.errors import CheckpointError, ConfigError, UserError, describe
 from trainer.imports import lean
@@ -29,6 +29,7 @@ def run(job: Job) -> int:
         if not resume.strip() or "\0" in resume:
             raise ConfigError(f"resume={resume!r}: must be auto, never, must, or the path of a run directory; type resume=auto")
         path, resume = Path(resume), "must"
+    tracking.check(schema.section(schema.Logging, job.config.logging))
     if resume == "must" and not os.path.isdir(path):  # noqa: PTH112  # False also of a name that no file system takes
         raise CheckpointError(f"resume={job.config.resume}: there is no run in {path}; type resume=auto, never, must, or the path of a run")
     with Signals() as signals:

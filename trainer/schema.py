@@ -128,6 +128,10 @@ class Logging:
     per_variable: bool = True  # the gradient norm of every variable, grad_norm/<path>
     histogram_every: int = limited(0, minimum=0)  # steps between two histograms of every variable's raw gradient; 0: never
     profile_steps: list[int] = dataclasses.field(default_factory=list)  # first and last step of a profile; empty: none
+    mlflow: bool = False  # the same beside TensorBoard
+    mlflow_uri: str | None = None  # of the tracking server; None: MLFLOW_TRACKING_URI, or what MLflow takes then
+    mlflow_experiment: str | None = None  # None: MLFLOW_EXPERIMENT_NAME, or gradtrain
+    mlflow_every: int = limited(1, minimum=1)  # steps between two that are sent; evaluations and the last step always are
 
 
 @dataclasses.dataclass

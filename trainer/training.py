@@ -39,6 +39,7 @@ from trainer.saver import Saver
 from trainer.signals import Signals
 from trainer.silence import quiet
 from trainer.step import Update
+from trainer.tracking import Tracker
 
 _MOST_PROVED = 32  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
 _MOST_STEPS, _MOST_INDICES = 4096, 2**18  # in a chunk
@@ -126,6 +127,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
     charts = [*learner.tags, *(metric_names(loss, data.task) if plan.eval_every else []), *(TAGS if plan.audit_every else [])]
     folder = run.file("tensorboard") if logging.tensorboard else None
     dashboards = Dashboards(folder, told, secrets.hide(config, run.hidden), charts)
+    tracker = Tracker(run, logging, told, learner.gradient_mode, continues=state.step > 0)
     about, fingerprint = resuming.about(job), data.fingerprint()
     run.write("data.json", described(data, fingerprint))
 
@@ -161,6 +163,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         examine = _examine(run, Forensics(learner, data, settings.accumulate, compiled))
     with (
         dashboards,
+        tracker,
         placement.scope(),
         Feed(order, plan.steps_per_call, handed, compiled == "chunk") as feed,
         Recorder(run.path, learner.tags, logging.tensorboard, state.step) as recorder,
@@ -169,6 +172,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         ProgressLine(num_steps, state.step) as progress,
         xla_explained(),
     ):
+        tracker.follow()
         outcome = run_loop(
             plan,
             state,
@@ -188,6 +192,8 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         )
         if outcome.cause != "signal":
             dashboards.finished()
+        best = {f"best/{tag}": value for tag, value in state.best.items()}
+        tracker.ended(outcome.cause, {"steps_per_second": outcome.steps_per_second} | best)
 
     summary = _summary(run, learner, state, compiled, proof, outcome)
     run.write("summary.json", summary)
