@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import pytest
 
+from tests.trainer.command_line import command
 from trainer import cli, config, job
 from trainer.errors import ConfigError, DivergedError
 
@@ -54,7 +55,6 @@ def test_it_shows_what_the_run_would_be_and_writes_nothing(shown):
         (["trainer.compile=auto"], ["compile chunk (trainer.compile=auto)"]),
         (["trainer.compile=measure"], ["trainer.compile=measure: ", "(trainer.compile=measure)"]),
         (["gradient=auto"], ["gradient auto (not checked: the tape's)"]),
-        (["strategy=cpu_sim", "strategy.num_devices=2"], ["16 on each of 2 replicas", "on each of 2 replicas weights"]),
         (["trainer.accumulate=4"], ["in 4 parts"]),
         (["data.stream=true"], ["streamed, not held in memory"]),
         (["precision=mixed_float16"], ["hidden_1 Dense"]),
@@ -67,6 +67,16 @@ def test_it_shows_what_the_run_would_be_and_writes_nothing(shown):
 def test_whatever_the_job(shown, overrides, words):
     text = shown(*overrides)
     assert [word for word in words if word not in text.replace("\n", " ")] == []
+
+
+@pytest.mark.slow
+def test_replicas(here):
+    """In a process of its own: TensorFlow confuses the reductions of two models in one process."""
+    done = command(*QUICK, "strategy=cpu_sim", "strategy.num_devices=2", cwd=here)
+    assert (done.returncode, done.stderr, list(here.iterdir())) == (0, "", [])
+    text = " ".join(done.stdout.split())
+    assert "16 on each of 2 replicas" in text
+    assert "on each of 2 replicas weights" in text
 
 
 @pytest.mark.slow
