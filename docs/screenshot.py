@@ -11,6 +11,10 @@ make the README's. A run may be given as NAME=DIRECTORY, to choose its name in t
     python docs/screenshot.py --sweep outputs/pictures --out docs
 
 make those of docs/tensorboard.md.
+
+    python docs/screenshot.py --page outputs/difference/comparison.html --size 1100x1500 --out docs/comparison.png
+
+makes the top of a page of `python -m trainer.compare`.
 """
 
 import argparse
@@ -276,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="[NAME=]RUN")
     parser.add_argument("--sweep", type=Path, help="make the pictures of its dashboards, in the folder --out")
+    parser.add_argument("--page", type=Path, help="make a picture of this HTML file instead")
     parser.add_argument("--tags", default="loss,grad_norm/global,eval/accuracy", help="separated by commas")
     parser.add_argument("--smoothing", type=float, default=0.0)
     parser.add_argument("--size", default="1440x500", help="in CSS pixels")
@@ -284,9 +289,15 @@ def main() -> None:
     if arguments.sweep:
         pictures(arguments.sweep, arguments.out)
         return
+    width, height = map(int, arguments.size.split("x"))
+    if arguments.page:
+        with chromium(width, height) as driver:
+            driver.set_window_size(width, height + driver.execute_script("return window.outerHeight - window.innerHeight"))
+            driver.get(arguments.page.absolute().as_uri())
+            driver.save_screenshot(arguments.out)
+        return
     named = [run.rpartition("=") for run in arguments.runs]
     runs = {name or Path(directory).name: Path(directory) for name, _, directory in named}
-    width, height = map(int, arguments.size.split("x"))
     with tensorboard(runs) as address, chromium(width, 2000, scale=1.25) as driver:
         open_cards(driver, address, arguments.tags.split(","), arguments.smoothing)
         # The picture shows curves and legend, without the tables under the curves and without the settings.

@@ -89,6 +89,7 @@ def attempt(line: Sequence[str], train: bool = False) -> tuple[int | None, str]:
     stubs = contextlib.ExitStack()
     if not train:
         stubs.enter_context(mock.patch.object(job, "_train", return_value=(0, "finished")))
+        stubs.enter_context(mock.patch.object(job, "_dry_run", return_value=0))
         stubs.enter_context(mock.patch.object(isolation, "run_one", _in_this_process))
         stubs.enter_context(mock.patch.object(job, "Signals"))  # a sweep's jobs are in threads here
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), stubs:

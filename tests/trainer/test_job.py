@@ -276,16 +276,16 @@ def test_what_a_strategy_cannot_do_is_refused(tmp_path):
         train(tmp_path / "d", "strategy=cpu_sim", "strategy.num_devices=3")
 
 
+TOKENS = ["data=text", "model=transformer", "model.width=8", "data.length=8", "trainer.steps=1", "trainer.eval_every=0"]
+
+
 @pytest.mark.slow
 def test_the_rule_of_compile(tmp_path):
     for name, overrides, expected in [
         ("dense", [], "chunk"),
         ("convolutions", ["model=cnn", "trainer.steps=1"], "graph"),
-        (
-            "attention",
-            ["data=text", "model=transformer", "model.width=8", "data.length=8", "trainer.steps=1", "trainer.eval_every=0"],
-            "graph",
-        ),
+        ("attention", TOKENS, "step"),
+        ("output layer within the loss", [*TOKENS, "loss=linear_crossentropy"], "graph"),
         ("host", ["loss=cubic"], "graph"),
         ("replicas", ["strategy=cpu_sim"], "graph"),
     ]:
