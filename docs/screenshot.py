@@ -12,9 +12,11 @@ make the README's. A run may be given as NAME=DIRECTORY, to choose its name in t
 
 make those of docs/tensorboard.md.
 
-    python docs/screenshot.py --page outputs/difference/comparison.html --size 1100x1500 --out docs/comparison.png
+    python -m trainer -m loss=stable_mse,mse,huber gradient=auto,analytic seed=1,2,3,4,5 sweep.parallel=2 sweep.compare=true \
+        hydra.sweep.dir=outputs/difference
+    python docs/screenshot.py --page outputs/difference/comparison.html --heading loss=stable_mse --size 1100x1010 --out docs/comparison.png
 
-makes the top of a page of `python -m trainer.compare`.
+make that of a comparison.
 """
 
 import argparse
@@ -281,6 +283,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", metavar="[NAME=]RUN")
     parser.add_argument("--sweep", type=Path, help="make the pictures of its dashboards, in the folder --out")
     parser.add_argument("--page", type=Path, help="make a picture of this HTML file instead")
+    parser.add_argument("--heading", help="from where on, of --page")
     parser.add_argument("--tags", default="loss,grad_norm/global,eval/accuracy", help="separated by commas")
     parser.add_argument("--smoothing", type=float, default=0.0)
     parser.add_argument("--size", default="1440x500", help="in CSS pixels")
@@ -294,6 +297,9 @@ def main() -> None:
         with chromium(width, height) as driver:
             driver.set_window_size(width, height + driver.execute_script("return window.outerHeight - window.innerHeight"))
             driver.get(arguments.page.absolute().as_uri())
+            if arguments.heading:
+                heading = driver.find_element(By.XPATH, f"//h2[normalize-space()='{arguments.heading}']")
+                driver.execute_script("arguments[0].scrollIntoView()", heading)
             driver.save_screenshot(arguments.out)
         return
     named = [run.rpartition("=") for run in arguments.runs]
