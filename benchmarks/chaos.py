@@ -59,7 +59,10 @@ def job(folder: Path, num_steps: int) -> list[str]:
 
 
 def start(folder: Path, num_steps: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(job(folder, num_steps), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def heard() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have switched it off
+
+    return subprocess.Popen(job(folder, num_steps), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def newest(folder: Path) -> int:
