@@ -245,7 +245,7 @@ class LineFile:
         for piece in _pieces(chunk):
             lines = self._encode(chunk.steps[piece], chunk.rows[piece])
             steps = chunk.steps[piece].tolist() if chunk.extra else []
-            _append(self._file, b"".join(_with_extra(lines, steps, chunk.extra)))
+            _append(self._file, b"".join(_with_extra(lines, steps, chunk.extra)), end=b"\n")
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -284,15 +284,14 @@ def _pieces(chunk: _Chunk) -> Iterator[slice]:
             yield slice(first, min(first + num_rows, end))
 
 
-def _append(file: io.FileIO, content: bytes) -> None:
-    """All of it or nothing: half a line or record would spoil the next."""
-    size = os.fstat(file.fileno()).st_size
+def _append(file: io.FileIO, content: bytes, end: bytes | None = None) -> None:
+    """All of it or nothing, or of what has `end` behind each part the whole parts that found room: half of one would spoil the next."""
+    size, written = os.fstat(file.fileno()).st_size, 0
     try:
-        written = 0
         while written < len(content):  # a disk that is filling takes a part
             written += file.write(content[written:])
     except OSError:
-        os.ftruncate(file.fileno(), size)
+        os.ftruncate(file.fileno(), size + (content.rfind(end, 0, written) + 1 if end else 0))
         raise
 
 

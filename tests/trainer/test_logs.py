@@ -348,6 +348,17 @@ def test_nothing_is_written_by_half(tmp_path, capsys):
 
 
 @pytest.mark.fault(rows=[6])
+def test_whole_lines_that_found_room_stay(tmp_path, capsys):
+    with Recorder(tmp_path, TAGS, False, 0) as recorder:
+        recorder._lines._file = FullFile(recorder._lines._file)
+        for steps in ([1], range(2, 9)):
+            recorder.put(np.array(steps), np.zeros((len(steps), 3), np.float32), {})
+            recorder.flush()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]  # half of seven
+    assert capsys.readouterr().err.count("warning: metrics can't be written") == 1
+
+
+@pytest.mark.fault(rows=[6])
 def test_a_full_disk_is_one_warning_and_no_end(tmp_path, capsys):
     with Recorder(tmp_path, TAGS, False, 0) as recorder, open("/dev/full", "ab", buffering=0) as full:
         recorder._lines.close()
