@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 from hydra.core.utils import setup_globals
 
+from trainer import secrets
 from trainer.config import Job
 from trainer.errors import UserError, describe, report
 from trainer.json_files import read_json
@@ -140,7 +142,10 @@ def _work(job: Job, sender: multiprocessing.connection.Connection, environment: 
     threading.Thread(target=_end_with_parent, args=(ending,), daemon=True).start()
     setup_globals()  # the resolver of ${now:...}
 
+    hidden = secrets.values(job.config)
+
     def send(cause: str) -> None:
+        cause = secrets.hide(cause, hidden)
         sender.send_bytes("; ".join(cause.splitlines())[:_MAX_CAUSE].encode())
 
     try:
@@ -155,7 +160,9 @@ def _work(job: Job, sender: multiprocessing.connection.Connection, environment: 
         exit_code = error.exit_code
     except BaseException as error:
         send(describe(error))
-        exit_code = report(error)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            exit_code = report(error)
+        print(secrets.hide(said.getvalue(), hidden), end="", file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 

@@ -177,6 +177,11 @@ class Guarded(Digits):
     def __post_init__(self):
         if self.where == "nowhere":
             raise ValueError(f"{self.password} does not open {self.options}")
+
+    def load(self):
+        if self.where == "lost":
+            raise RuntimeError(f"{self.password} was no help")
+        return super().load()
 """
 
 
@@ -246,6 +251,20 @@ def test_a_sweeps_names_and_table_hold_no_secret(guarded, here):
     done = command(*line, cwd=here)
     assert done.returncode == 1
     assert "data.password=***" in done.stdout
+    assert SECRET not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.fault(rows=[26])
+def test_what_is_written_beside_a_sweeps_directories_holds_no_secret(guarded, here):
+    line = ["-m", *guarded, f"data.password={SECRET}", "data.where=lost", "seed=1,2", "sweep.parallel=2", "hydra.sweep.dir=jobs"]
+    done = command(*line, cwd=here)
+    assert done.returncode == 1
+    assert done.stderr.count("RuntimeError: *** was no help") == 2
+    logs = list((here / "jobs").glob("*.log"))
+    assert len(logs) == 2
+    assert all("RuntimeError: *** was no help" in log.read_text() for log in logs)
+    assert SECRET.encode() not in b"".join(content(here / "jobs").values())
     assert SECRET not in done.stdout + done.stderr
 
 
