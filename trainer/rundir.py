@@ -107,6 +107,21 @@ def claim(path: Path) -> RunDir:
     return RunDir(path, lock)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process runs in a directory. Not to be asked of one where a run may just begin: who asks holds a lock for a moment."""
+    try:
+        lock = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def is_ours(path: Path) -> bool:
     """Whether a directory is a run's, by its content and not by names that others use too; or holds nothing yet but a lock."""
     if all(entry.name == ".lock" or entry.name.endswith(".tmp") for entry in path.iterdir()):

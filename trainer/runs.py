@@ -4,43 +4,36 @@ What it reads may be of others, or damaged: such a run is listed as what it is, 
 """
 
 import contextlib
-import dataclasses
 import fcntl
-import functools
 import math
 import os
-import re
 import shutil
-import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer import rundir
+from trainer import inventory, rundir
 from trainer.arguments import Parser, main, run_folder
 from trainer.errors import CheckpointError, ConfigError, printable
-from trainer.json_files import last_row, read_json
+from trainer.inventory import Run
+from trainer.json_files import read_json
 from trainer.progress import is_terminal, say
 from trainer.snapshots import steps
 from trainer.validation import shown, suggestion
 
 _COMMAND = "python -m trainer.runs"
 _DEEPEST = 6  # folders below the one that is asked for
-_MOST_BYTES, _DEEPEST_VALUE = 1_000_000, 50  # of a config.yaml
 _MOST_METRICS = 4  # columns of the table
-_MARKS = {"config.yaml", "overrides.txt", "status.json", "metrics.jsonl", "checkpoints"}
 # All that a run makes in its directory; those by which it is known last, so that what is removed by half is still known.
 _MADE = (
     "tensorboard", "checkpoints", "metrics.jsonl", "summary.json", "environment.json", "data.json", "divergence.json", "evaluation.json",
     "predictions.csv", "overrides.txt", "config.yaml", "status.json",
 )  # fmt: skip
-_GROUPS = ("loss", "model", "data")
 _KEYS = ("run", "state", "loss", "mode", "model", "data", "seed", "steps", "when", "size")
 
 
@@ -57,10 +50,10 @@ def run(arguments: Sequence[str]) -> int:
     if command == "show":
         if len(options.words) > 1:
             raise ConfigError(f"{options.words[1]}: one run is shown at a time: type {_COMMAND} show {options.words[0]}")
-        _show(_look(_given(options.words), Path()))
+        _show(inventory.look(_given(options.words), Path()))
         return 0
     folder, filters = _folder(options.words), [word for word in options.words if "=" in word]
-    listed = [_look(path, folder) for path in _find(folder, _DEEPEST)]
+    listed = [inventory.look(path, folder) for path in inventory.find(folder, _DEEPEST)]
     chosen = _sorted(_filtered(listed, filters), options.sort or "when", options.reverse)
     if command == "prune":
         return _prune(chosen, filters, options)
@@ -107,7 +100,7 @@ def _parser() -> Parser:
 def _given(words: Sequence[str]) -> Path:
     """The run to show, which may be damaged."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        if _MARKS.intersection(path.name for path in Path(words[0]).iterdir()):
+        if inventory.MARKS.intersection(path.name for path in Path(words[0]).iterdir()):
             return Path(words[0])
     return run_folder(next(iter(words), None), f"{_COMMAND} show")
 
@@ -123,160 +116,7 @@ def _folder(words: Sequence[str]) -> Path:
     return folder
 
 
-def _find(folder: Path, deepest: int) -> Iterator[Path]:
-    """The directories of runs, through no link. What is in a run's is its own."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        say(printable(f"warning: {folder} can't be read: {error.strerror}"))
-        return
-    marks = len(_MARKS.intersection(entry.name for entry in entries))
-    if marks > 1 or (marks and rundir.is_ours(folder)):
-        yield folder
-        return
-    for entry in entries if deepest else ():
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            yield from _find(folder / entry.name, deepest - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What is told of a run."""
-
-    path: Path
-    name: str
-    state: str  # done, failed, stopped, running, killed (it says that it runs, and nobody does) or damaged
-    cause: str
-    choices: dict[str, str]
-    config: dict[str, Any]
-    steps: int | None
-    final: dict[str, Any]  # by tag
-    changed: float  # seconds since 1970
-
-    @functools.cached_property
-    def num_bytes(self) -> int:
-        return _size(self.path)
-
-    def value(self, key: str) -> Any:
-        """Of one of _KEYS, of a metric, or of a key of the configuration; None where there is none."""
-        if key in _GROUPS:
-            return self.choices.get(key)
-        own = {"run": self.name, "state": self.state, "steps": self.steps, "when": self.changed}
-        if key in own:
-            return own[key]
-        if key == "size":
-            return self.num_bytes
-        if key in self.final:
-            return self.final[key]
-        node: Any = self.config
-        for part in ("gradient.mode" if key == "mode" else key).split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        return None if isinstance(node, dict) else node
-
-
-def _look(path: Path, folder: Path) -> _Run:
-    status, summary = (read_json(path / name) or {} for name in ("status.json", "summary.json"))
-    state, cause = str(status.get("state")), str(status.get("cause") or "")
-    config, problem = _config(path / "config.yaml")
-    if state == "running":
-        state = "running" if _is_locked(path) else "killed"
-    elif state not in ("done", "failed", "stopped"):
-        state, cause = "damaged", "status.json is missing or damaged"
-    if problem and state != "running":  # which may only just begin
-        state, cause = "damaged", problem
-    row = last_row(path / "metrics.jsonl") if state == "running" or not summary else {}
-    final = summary.get("final") if summary and not row else row
-    num_steps = summary.get("steps") if summary and not row else row.get("step")
-    name = str(path.relative_to(folder)) if folder != Path() and path != folder else str(path)
-    return _Run(
-        path,
-        name,
-        state,
-        cause,
-        _choices(path, config),
-        config,
-        num_steps if isinstance(num_steps, int) else None,
-        {tag: value for tag, value in final.items() if tag != "step" and isinstance(value, str | int | float)}
-        if isinstance(final, dict)
-        else {},
-        max((_changed(path / name) for name in ("status.json", "metrics.jsonl", "config.yaml")), default=0.0) or _changed(path),
-    )
-
-
-def _config(path: Path) -> tuple[dict[str, Any], str]:
-    """config.yaml as nested dicts, and what is wrong with it. A hundredth of a second for each would be seconds for hundreds."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            return {}, "config.yaml is too large"
-        text, depth = path.read_bytes(), 0
-        for event in yaml.parse(text, loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST_VALUE:  # libyaml's stack has no limit of its own
-                return {}, "config.yaml is nested too deep"
-        found = yaml.load(text, loader)
-    except FileNotFoundError:
-        return {}, "config.yaml is missing"
-    except Exception as error:  # a file of others may hold anything
-        return {}, f"config.yaml can't be read: {type(error).__name__}"
-    return (found, "") if isinstance(found, dict) else ({}, "config.yaml is damaged")
-
-
-def _choices(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """By group: as it was typed, or else what the configuration names."""
-    choices = {}
-    for group in _GROUPS:
-        section = config.get(group)
-        target = str(section.get("_target_")) if isinstance(section, dict) else ""
-        parts = target.split(".")
-        name = parts[-2] if group == "loss" and parts[0] == "losses" and len(parts) > 1 else parts[-1]
-        choices[group] = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-    for line in rundir.stored_overrides(path):
-        typed = re.fullmatch(rf"({'|'.join(_GROUPS)})=([\w/.-]+)", line)
-        if typed:
-            choices[typed[1]] = typed[2]
-    return choices
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process runs there; asked only of a run that says so, for who asks holds a lock for a moment."""
-    try:
-        lock = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all in a folder; links count for nothing."""
-    num_bytes = 0
-    with contextlib.suppress(OSError):
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode):
-            return found.st_size
-        if stat.S_ISDIR(found.st_mode):
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    num_bytes += entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else 0
-                    num_bytes += _size(path / entry.name) if entry.is_dir(follow_symlinks=False) else 0
-    return num_bytes
-
-
-def _filtered(listed: Sequence[_Run], filters: Sequence[str]) -> list[_Run]:
+def _filtered(listed: Sequence[Run], filters: Sequence[str]) -> list[Run]:
     chosen = list(listed)
     for word in filters:
         key, _, wanted = word.partition("=")
@@ -302,10 +142,10 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _sorted(chosen: Sequence[_Run], key: str, reverse: bool) -> list[_Run]:
+def _sorted(chosen: Sequence[Run], key: str, reverse: bool) -> list[Run]:
     _check_key(key, chosen)
 
-    def order(each: _Run) -> tuple[bool, bool, float, str]:
+    def order(each: Run) -> tuple[bool, bool, float, str]:
         number, value = _number(each.value(key)), each.value(key)
         is_number = number is not None and not math.isnan(number)
         return value is not None, is_number, number if is_number and number is not None else 0.0, str(value)
@@ -314,14 +154,14 @@ def _sorted(chosen: Sequence[_Run], key: str, reverse: bool) -> list[_Run]:
     return [*sorted(known, key=order, reverse=reverse), *unknown]
 
 
-def _check_key(key: str, runs: Sequence[_Run]) -> None:
+def _check_key(key: str, runs: Sequence[Run]) -> None:
     if key in _KEYS or not runs or any(each.value(key) is not None for each in runs):
         return
     there = [*_KEYS, *dict.fromkeys(tag for each in runs for tag in each.final if "/" in tag)]
     raise ConfigError(f"{key}: no run has such a key{suggestion(key, there)}")
 
 
-def _tags(runs: Sequence[_Run]) -> list[str]:
+def _tags(runs: Sequence[Run]) -> list[str]:
     """The metrics that most runs have, the loss first."""
     counts: dict[str, int] = {}
     for each in runs:
@@ -331,7 +171,7 @@ def _tags(runs: Sequence[_Run]) -> list[str]:
     return ["loss", *sorted(counts, key=lambda tag: -counts[tag])[: _MOST_METRICS - 1]]
 
 
-def _print(runs: Sequence[_Run], title: str) -> None:
+def _print(runs: Sequence[Run], title: str) -> None:
     tags = _tags(runs)
     table = Table(title=Text(printable(title)), title_justify="left")
     for heading in ("Run", "State", "Loss", "Mode", "Model", "Data"):
@@ -363,7 +203,7 @@ def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB"
 
 
-def _show(one: _Run) -> None:
+def _show(one: Run) -> None:
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -383,7 +223,7 @@ def _show(one: _Run) -> None:
     Console(width=None if is_terminal() else 140).print(table)
 
 
-def _prune(chosen: Sequence[_Run], filters: Sequence[str], options: Any) -> int:
+def _prune(chosen: Sequence[Run], filters: Sequence[str], options: Any) -> int:
     if not filters and options.older_than is None and options.keep is None:
         raise ConfigError(
             f"prune needs to be told which runs: type for example {_COMMAND} prune state=failed, or --older-than 30, or --keep 10"

@@ -157,6 +157,7 @@ def test_directories_of_others(outputs, listed, capsys):
             "a: &a [*a]\n",
             "a" * 2_000_000,
             "2024-99-99: 1",
+            "seed: &a [1, 2]\nx: [*a, *a]\n",
         ],
         "summary.json": ["", "[" * 100_000, '{"steps": "x", "final": 3}', json.dumps({"steps": 3, "final": {HOSTILE: HOSTILE}})],
         "metrics.jsonl": ["", "[" * 100_000 + "\n", '{"step": "x"}\n'],
@@ -175,7 +176,7 @@ def test_directories_of_others(outputs, listed, capsys):
         (hostile / name).mkdir()
     found = listed()
     states = {row[0]: row[1] for row in found if len(row) > 5}
-    assert states["status.json-0"] == states["config.yaml-1"] == states["bytes"] == "damaged"
+    assert states["status.json-0"] == states["config.yaml-1"] == states["config.yaml-8"] == states["bytes"] == "damaged"
     assert states["overrides.txt-0"] == "done"
     assert runs.run([str(outputs), "--sort", "eval/accuracy"]) == 0
     for path in outputs.iterdir():
