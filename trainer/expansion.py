@@ -53,9 +53,15 @@ def expand(overrides: Sequence[str], config_dir: Path | None = None) -> list[Job
         raise ConfigError(
             f"{len(refused)} of {len(combinations)} jobs can't be run, as listed; none was started: mend them, or leave them out"
         )
-    if any(job.config.trainer.dry_run for job in jobs.values()):
-        raise ConfigError("trainer.dry_run=true looks at one job: type it without -m, and with one value of each key")
+    for job in jobs.values():
+        check_no_dry_run(job)
     return list(jobs.values())
+
+
+def check_no_dry_run(job: Job) -> None:
+    """Refuses to look at a job of many instead of running it."""
+    if job.config.trainer.dry_run:
+        raise ConfigError("trainer.dry_run=true looks at one job: type it without -m, and with one value of each key")
 
 
 def parse(overrides: Sequence[str], config_dir: Path | None = None) -> list[Override]:

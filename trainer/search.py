@@ -15,28 +15,24 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from trainer import config, expansion, schema, secrets
+from trainer import config, expansion, rundir, schema
 from trainer.config import Job
 from trainer.errors import ConfigError
 from trainer.isolation import Outcome
 from trainer.progress import is_terminal, say
 from trainer.runner import Runner, shown
+from trainer.space import Space
 from trainer.validation import suggestion
 
-_MOST_PROBED = 100  # choices of a key that are tried before the first trial
 _SECONDS_TO_LEAVE = 60.0  # that a job of a search that was killed may take to end
 _ABOUT = "gradtrain"  # what a study is about, kept with it
 
@@ -51,7 +47,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
         ConfigError: a value that may be tried is wrong, or the study in the database is another; then no trial is started. Or a run's
             summary has no such objective.
     """
-    space = _Space(expansion.parse(overrides, config_dir), config_dir)
+    space = Space(expansion.parse(overrides, config_dir), config_dir)
     first = space.check()
     settings = schema.section(schema.Optuna, first.config.sweep.optuna)
     _check(settings, first, space)
@@ -77,84 +73,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     return int(done < len(trials))
 
 
-class _Space:
-    """What was typed: keys that are searched, and the others."""
-
-    def __init__(self, parsed: Sequence[Override], config_dir: Path | None) -> None:
-        self._typed = {override.get_key_element(): override for override in parsed}  # the last one of a key counts
-        self._config_dir = config_dir
-        self.distributions = {key: _distribution(override) for key, override in self._typed.items() if override.is_sweep_override()}
-        for key in self.distributions:
-            text = str(self._typed[key].input_line)
-            if secrets.masked(text) != text:
-                raise ConfigError(f"{key}: a secret can't be searched: its values would stand in the study; type one value")
-        self.storage_is_typed = any(override.key_or_group == "sweep.optuna.storage" for override in parsed)
-
-    def overrides(self, params: dict[str, Any]) -> list[str]:
-        """As an ordinary command line, in the order in which they were typed; searched keys that `params` lacks are left out."""
-        values = {key: override.get_value_element_as_str() for key, override in self._typed.items() if key not in self.distributions}
-        values |= {key: str(params[key]) for key in self.distributions if key in params}
-        return [f"{key}={values[key]}" for key in self._typed if key in values]
-
-    def fixed(self) -> dict[str, str]:
-        return expansion.settings(self.overrides({}))
-
-    def label(self, params: dict[str, Any]) -> str:
-        return " ".join(f"{key}={params[key]}" for key in self.distributions)
-
-    def directory(self, folder: Path, params: dict[str, Any], number: int) -> Path:
-        return folder / expansion.name(self.overrides(params), number + 1)
-
-    def job(self, params: dict[str, Any], number: int, folder: Path) -> Job:
-        job = config.load(self.overrides(params), self._config_dir)
-        return dataclasses.replace(job, run_dir=self.directory(folder, params, number))
-
-    def check(self) -> Job:
-        """The job at one corner of the space; ConfigError if it, or another end or choice of one key, is none."""
-        ends = {key: _ends(distribution) for key, distribution in self.distributions.items()}
-        corner = {key: values[0] for key, values in ends.items()}
-        first = config.load(self.overrides(corner), self._config_dir)
-        for key, values in ends.items():
-            for value in values[1:]:
-                config.load(self.overrides(corner | {key: value}), self._config_dir)
-        return first
-
-
-def _distribution(override: Override) -> BaseDistribution:
-    """Of interval(a,b), range(a,b,step) and choices, as hydra-optuna-sweeper reads them; a range ends before its end, as in every sweep."""
-    value: Any = override.value()
-    log = "log" in getattr(value, "tags", ())
-    try:
-        if override.is_interval_sweep():
-            whole = isinstance(value.start, int) and isinstance(value.end, int)  # int(interval(1,9))
-            return IntDistribution(value.start, value.end, log=log) if whole else FloatDistribution(value.start, value.end, log=log)
-        if override.is_range_sweep() and not value.shuffle:
-            start, stop, step = (Decimal(str(number)) for number in (value.start, value.stop, value.step))
-            if not step:
-                raise ValueError("its step is 0")
-            count = math.ceil((stop - start) / step)
-            if count < 1:
-                raise ValueError("has no value")
-            low, high = sorted((start, start + (count - 1) * step))
-            if all(isinstance(number, int) for number in (value.start, value.stop, value.step)):
-                return IntDistribution(int(low), int(high), log=log, step=abs(int(step)))
-            return FloatDistribution(float(low), float(high), log=log, step=abs(float(step)))
-        return CategoricalDistribution(tuple(dict.fromkeys(override.sweep_string_iterator())))
-    except (ValueError, ArithmeticError, HydraException) as error:
-        raise ConfigError(
-            f"{override.input_line}: {error}; type {override.key_or_group}=interval(LOW,HIGH), tag(log,interval(LOW,HIGH)) with LOW > 0, "
-            "range(FIRST,END,STEP) or choice(A,B)"
-        ) from error
-
-
-def _ends(distribution: BaseDistribution) -> Sequence[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[:_MOST_PROBED]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return [distribution.low, distribution.high]
-
-
-def _check(settings: schema.Optuna, first: Job, space: _Space) -> None:
+def _check(settings: schema.Optuna, first: Job, space: Space) -> None:
     if settings.trials is None:
         raise ConfigError("sweep.optuna.trials=null: a search needs a number of trials; type sweep.optuna.trials=20")
     if not space.distributions:
@@ -164,8 +83,7 @@ def _check(settings: schema.Optuna, first: Job, space: _Space) -> None:
         )
     if settings.storage is not None and not space.storage_is_typed:
         raise ConfigError("sweep.optuna.storage is set in a configuration file; it counts on the command line alone: type it there")
-    if first.config.trainer.dry_run:
-        raise ConfigError("trainer.dry_run=true looks at one job: type it without -m, and with one value of each key")
+    expansion.check_no_dry_run(first)
     if first.config.sweep.compare:
         raise ConfigError("sweep.compare=true: trials of a search differ in several keys at once; leave it out")
     if settings.objectives and settings.objective != schema.Optuna.objective:
@@ -193,7 +111,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _open(settings: schema.Optuna, folder: Path, objectives: Sequence[str], space: _Space) -> optuna.Study:
+def _open(settings: schema.Optuna, folder: Path, objectives: Sequence[str], space: Space) -> optuna.Study:
     """The study in the database, a new one where there is none.
 
     Raises:
@@ -236,7 +154,7 @@ def _open(settings: schema.Optuna, folder: Path, objectives: Sequence[str], spac
 
 
 def _run_trials(
-    study: optuna.Study, settings: schema.Optuna, objectives: Sequence[str], space: _Space, folder: Path, runner: Runner
+    study: optuna.Study, settings: schema.Optuna, objectives: Sequence[str], space: Space, folder: Path, runner: Runner
 ) -> ConfigError | None:
     """Runs what the study lacks; what is wrong with the objectives, as soon as one trial shows it."""
     again = deque(_interrupted(study, space, folder))
@@ -276,7 +194,7 @@ def _run_trials(
                     problem = _tell(study, number, outcome, objectives) or problem
 
 
-def _interrupted(study: optuna.Study, space: _Space, folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _interrupted(study: optuna.Study, space: Space, folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trials that an earlier command has started and not ended; one that had not got its values yet has failed, and counts for nothing."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.params.keys() != space.distributions.keys():
@@ -286,21 +204,15 @@ def _interrupted(study: optuna.Study, space: _Space, folder: Path) -> Iterator[t
         yield trial.number, trial.params
 
 
-def _counted(study: optuna.Study, space: _Space) -> list[FrozenTrial]:
+def _counted(study: optuna.Study, space: Space) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.params.keys() == space.distributions.keys()]
 
 
 def _wait_until_left(run_dir: Path) -> None:
     """A job ends by itself when its search was killed, but not at once."""
     deadline = time.monotonic() + _SECONDS_TO_LEAVE
-    with contextlib.suppress(FileNotFoundError), open(run_dir / ".lock", encoding="utf-8") as lock:
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.1)
-            else:
-                return
+    while rundir.is_locked(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _sampler(settings: schema.Optuna, index: int) -> optuna.samplers.BaseSampler:
@@ -336,7 +248,7 @@ def _best(study: optuna.Study) -> list[FrozenTrial]:
     return [study.best_trial] if len(study.directions) == 1 else study.best_trials
 
 
-def _write(study: optuna.Study, objectives: Sequence[str], space: _Space, folder: Path, trials: Sequence[FrozenTrial]) -> None:
+def _write(study: optuna.Study, objectives: Sequence[str], space: Space, folder: Path, trials: Sequence[FrozenTrial]) -> None:
     content = {
         "study": study.study_name,
         "objectives": dict(zip(objectives, (direction.name.lower() for direction in study.directions), strict=True)),
@@ -356,7 +268,7 @@ def _write(study: optuna.Study, objectives: Sequence[str], space: _Space, folder
     temporary.replace(folder / "optuna.json")
 
 
-def _print(study: optuna.Study, objectives: Sequence[str], space: _Space, trials: Sequence[FrozenTrial]) -> None:
+def _print(study: optuna.Study, objectives: Sequence[str], space: Space, trials: Sequence[FrozenTrial]) -> None:
     states = {TrialState.COMPLETE: "done", TrialState.FAIL: "failed", TrialState.RUNNING: "stopped"}
     best = {trial.number for trial in _best(study)}
     table = Table(box=None, header_style="bold")

@@ -15,7 +15,7 @@ import trainer
 from tests.trainer import fake_jobs
 from tests.trainer.command_line import configuration
 from tests.trainer.fake_jobs import wait_until
-from trainer import cli, expansion, isolation, search, sweep
+from trainer import cli, expansion, isolation, search, space, sweep
 from trainer.config import Job
 from trainer.errors import ConfigError
 from trainer.isolation import Outcome
@@ -94,7 +94,7 @@ def found() -> dict:
 )
 def test_the_grammar_is_hydras(text, distribution):
     (override,) = expansion.parse([f"seed={text}"])
-    read = search._distribution(override)
+    read = space.distribution_of(override)
     if distribution is None:
         assert sorted(read.choices) == ["1", "2"]
     else:
@@ -231,14 +231,14 @@ def test_trials_of_the_same_values_at_once_are_one_job(here, monkeypatch):
 
 
 def test_values_that_are_wrong_together_fail_their_trial_alone(jobs, monkeypatch, capsys):
-    make = search._Space.job
+    make = space.Space.job
 
     def job(self, params, *arguments):
         if params["data.batch_size"] > 64:
             raise ConfigError("data.batch_size is beyond the limit; type a smaller one")
         return make(self, params, *arguments)
 
-    monkeypatch.setattr(search._Space, "job", job)
+    monkeypatch.setattr(space.Space, "job", job)
     assert cli.main([*LINE, "sweep.optuna.trials=8"]) == 1
     assert 0 < len(jobs) < 8
     assert capsys.readouterr().err.count("failed: data.batch_size is beyond the limit") == 8 - len(jobs)
