@@ -22,8 +22,9 @@ from trainer.errors import ConfigError, DivergedError
 from trainer.evaluation import make_evaluate
 from trainer.learner import Learner
 from trainer.loop import Plan
+from trainer.planning import make_plan
 from trainer.progress import say
-from trainer.training import build_all, chunk_maker, make_plan, measured, peak_memory, verify, xla_explained
+from trainer.training import build_all, chunk_maker, measured, peak_memory, verify, xla_explained
 
 _FIRST_STEPS = 8  # that are run from the initial weights on, as the run itself would
 _MB = 2**20
