@@ -37,8 +37,9 @@ def make_chunk(
         rows float32 [K, tags of the learner, and of audits where there are any] of which the first num_done are filled; parted bool,
         whether the last step's audit was beyond the tolerance.
 
-    To ask before every update whether it is finite costs a sixth of a small model's speed. Where the first one that is not ends the
-    chunk, and little has to be copied, it is made, the state from before the chunk put back, and the other steps done again.
+    To ask before every update whether it is finite holds a small model up: all gradients have to be there, and old values kept. Where the
+    first update that is not ends the chunk, and little has to be copied, it is made, the state from before the chunk put back, and the
+    other steps done again.
     """
     speculates = not (max_skipped or learner.scaler or learner.strategy) and learner.num_bytes <= _FEW_BYTES
     update = dataclasses.replace(update, guarded=not speculates)

@@ -28,9 +28,9 @@ _FEW_MULTIPLICATIONS = 2**22  # of a batch's forward pass: a fraction of a milli
 def set_threads(strategy: schema.Strategy, model: Mapping[str, Any], data: Prepared, batch_size: int) -> None:
     """Before TensorFlow starts: a shipped model that is small runs on one thread of the CPU, all others on those that TensorFlow takes.
 
-    The operations of a step hang on one another: on two threads, handing them over cost a small model up to 40% of its speed, while
+    The operations of a step hang on one another: on two threads a small model loses more by handing them over than it gains, while
     convolutions and language models gain by a second one. TF_NUM_INTEROP_THREADS and TF_NUM_INTRAOP_THREADS in the environment,
-    of which the first hands out operations and the second computes them, say otherwise.
+    of which the first hands out operations and the second computes them, say otherwise; summary.json's steps_per_second tells.
     """
     if strategy.name not in ("auto", "one_device") or tf.config.list_physical_devices("GPU") or not _is_small(model, data, batch_size):
         return
@@ -66,8 +66,8 @@ def choose(setting: str, learner: Learner) -> str:
     """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
 
     On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
-    attention gain a fifth, where forward and backward pass alone are compiled, but nothing with a loss that goes through their output
-    layer in parts, for more memory.
+    attention gain a little where forward and backward pass alone are compiled, but nothing, for more memory, with a loss that goes
+    through their output layer in parts. `trainer.compile=measure` prints the times of a job.
     """
     if setting not in (*possible(learner), "auto", "measure"):
         reason = "it works on one replica only" if learner.loss.xla else f"the loss {learner.loss.name} can't be compiled by XLA"

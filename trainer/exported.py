@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from losses import vectors
+from trainer.compiling import layers_within
 from trainer.errors import ConfigError
 from trainer.heads import Shared, UnitBall
 from trainer.layers import Dropout, GaussianNoise
@@ -196,7 +196,7 @@ def _plain(layer: Any) -> Any:
     if isinstance(layer, UnitBall):
         return _unit_ball(layer)
     of_keras = type(layer).__module__.startswith("keras.")
-    if isinstance(layer, keras.Model) and of_keras and any(isinstance(inner, _OURS) for inner in _layers(layer)):
+    if isinstance(layer, keras.Model) and of_keras and any(isinstance(inner, _OURS) for inner in layers_within(layer)):
         return keras.models.clone_model(layer, clone_function=_plain)
     return layer
 
@@ -216,14 +216,8 @@ def _unit_ball(layer: UnitBall) -> keras.Model:
     return keras.Model(inputs, inputs / (1 + keras.ops.sqrt(1 + square)), name=layer.name)
 
 
-def _layers(layer: Any) -> Iterator[Any]:
-    for inner in getattr(layer, "layers", []):
-        yield inner
-        yield from _layers(inner)
-
-
 def _foreign(model: keras.Model) -> list[Any]:
-    return [layer for layer in _layers(model) if not type(layer).__module__.startswith("keras.")]
+    return [layer for layer in layers_within(model) if not type(layer).__module__.startswith("keras.")]
 
 
 def _expected(learner: Learner, reading: Reading, features: np.ndarray, in_units: bool) -> np.ndarray:

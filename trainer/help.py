@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from trainer.config import groups
+from trainer.errors import printable
 
 _WIDTH = 96
 _MOST_READ = 4096  # characters of a file, for its first comment
@@ -103,7 +104,7 @@ def _description(group: str, name: str, dirs: Sequence[Path]) -> str:
     text = " ".join(line.removeprefix("#").strip() for line in prose)
     sentence = re.match(r".*?[.?!](?=\s+\D|$)", text)
     shown = sentence[0] if sentence else text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)  # a file of others may hold what a terminal would act on
+    return printable(shown)
 
 
 def _is_prose(line: str) -> bool:

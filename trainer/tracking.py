@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from trainer import schema, secrets
-from trainer.errors import ConfigError, describe
+from trainer.errors import ConfigError, describe, printable
 from trainer.json_files import last_row
 from trainer.rundir import RunDir
 from trainer.validation import shown
@@ -238,8 +238,7 @@ class Tracker:
         self._warned = True
         why = secrets.hide(" ".join(re.sub(r"//[^/@\s]*@", "//***@", why).split())[:300], self._run.hidden)
         line = f"warning: MLflow at {self._uri}: {why}; training goes on, and metrics.jsonl has everything"
-        # A terminal must not act on what a server answers.
-        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)  # a server may answer anything
 
 
 def _uri(settings: schema.Logging) -> str:
