@@ -1,5 +1,7 @@
 """When the loop does what: the plan that a configuration asks for, or why it can't be."""
 
+import math
+
 from trainer import compiling, schema
 from trainer.config import Job
 from trainer.data.feed import most_batches
@@ -96,5 +98,10 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, s
         raise ConfigError(f"checkpoint.monitor={plan.monitor}: evaluation gives {', '.join(metrics)}; type one of these")
     if plan.patience and not plan.eval_every:
         raise ConfigError("trainer.early_stopping.patience needs evaluations: type trainer.eval_every=STEPS")
+    if plan.patience and (num := math.ceil(plan.num_steps / plan.eval_every)) <= plan.patience:
+        say(
+            f"warning: trainer.early_stopping.patience={plan.patience} can't stop this run: of its {plan.num_steps} steps there are {num} "
+            f"evaluations; type a smaller trainer.eval_every than {plan.eval_every}"
+        )
     if settings.overfit and not plan.eval_every:
         raise ConfigError("debug=overfit is judged by evaluations: type trainer.eval_every=STEPS")

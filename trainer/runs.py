@@ -60,11 +60,9 @@ def run(arguments: Sequence[str]) -> int:
     if not listed:
         say(f"there is no run in {folder}")
     elif not chosen:
-        say(f"none of the {len(listed)} runs in {folder} is {' '.join(filters)}")
+        say(f"none of {_counted(len(listed))} in {folder} is {' '.join(filters)}")
     else:
-        _print(
-            chosen, f"{len(chosen)} of {len(listed)} runs in {folder}" if len(chosen) < len(listed) else f"{len(listed)} runs in {folder}"
-        )
+        _print(chosen, f"{f'{len(chosen)} of ' if len(chosen) < len(listed) else ''}{_counted(len(listed))} in {folder}")
     return 0
 
 
@@ -193,6 +191,10 @@ def _shown(value: Any) -> str:
     return "" if value is None else printable(str(value))[:200]
 
 
+def _counted(num: int) -> str:
+    return f"{num} run" if num == 1 else f"{num} runs"
+
+
 def _when(seconds: float) -> str:
     with contextlib.suppress(ValueError, OverflowError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
@@ -252,9 +254,9 @@ def _prune(chosen: Sequence[Run], filters: Sequence[str], options: Any) -> int:
             removed.append(each)
             num_bytes += size
     if removed and not options.yes:
-        _print(removed, f"{len(removed)} runs would be removed")
-    done = "are removed" if options.yes else "would be removed: add --yes to do it"
-    say(f"{len(removed)} runs, {_megabytes(num_bytes)}, {done}" if removed else "nothing to remove")
+        _print(removed, f"{_counted(len(removed))} would be removed")
+    done = "removed" if options.yes else "would be removed: add --yes to do it"
+    say(f"{_counted(len(removed))}, {_megabytes(num_bytes)}, {done}" if removed else "nothing to remove")
     return int(failed)
 
 

@@ -484,6 +484,13 @@ def test_early_stopping(tmp_path):
     assert read(tmp_path, "status.json")["cause"] == "early stopping"
 
 
+def test_a_patience_that_no_evaluation_can_exhaust_is_said(tmp_path, capsys):
+    train(tmp_path / "idle", "trainer.early_stopping.patience=3")
+    assert "patience=3 can't stop this run: of its 30 steps there are 3 evaluations; type a smaller" in capsys.readouterr().out
+    train(tmp_path / "able", "trainer.early_stopping.patience=2")
+    assert "can't stop" not in capsys.readouterr().out
+
+
 def test_best_and_newest_checkpoints_are_kept(tmp_path):
     train(tmp_path, "trainer.steps=60", "checkpoint.every=5", "checkpoint.keep=2", "checkpoint.monitor=eval/accuracy")
     best = int(read(tmp_path, "summary.json")["best"]["step"])

@@ -207,7 +207,7 @@ def test_prune_asks_which_and_only_lists_at_first(outputs, capsys):
     assert runs.run(["prune", str(outputs), "state=failed"]) == 0
     output = capsys.readouterr().out
     assert names(cells(output)) == ["sweeps/x/c"]
-    assert "1 runs, 0.0 MB, would be removed: add --yes to do it" in output
+    assert "1 run, 0.0 MB, would be removed: add --yes to do it" in output
     assert (outputs / "sweeps" / "x" / "c" / "status.json").exists()
 
 
@@ -224,7 +224,7 @@ def test_prune_asks_which_and_only_lists_at_first(outputs, capsys):
 )
 def test_prune_removes_what_it_is_told(outputs, listed, capsys, words, left):
     assert runs.run(["prune", str(outputs), *words, "--yes"]) == 0
-    assert "are removed" in capsys.readouterr().out
+    assert " MB, removed" in capsys.readouterr().out
     assert names(listed()) == left
     assert {path for path in outputs.rglob("*") if path.name in ("a", "b", "c", "d")} == {outputs / name for name in left}
 
