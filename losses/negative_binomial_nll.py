@@ -196,8 +196,9 @@ def _one(y: Any, log_mu: Any, log_r: Any, precision: int) -> Any:
 @functools.lru_cache(maxsize=64)
 def _log_coefficient(y: Any, log_r: Any, precision: int) -> Any:
     """log(Gamma(y + r) / Gamma(r) / y!)."""
-    with mpmath.workprec(precision):
-        r, whole = mpmath.exp(log_r), int(mpmath.nint(y))
-        if whole <= 1000:  # as a product: mpmath's loggamma takes ten times as long
+    whole = int(mpmath.nint(y))
+    with mpmath.workprec(precision + 80):  # bits that loggamma's difference may lose, r up to e^40
+        r = mpmath.exp(log_r)
+        if whole <= 20:  # as a product: beyond, mpmath's loggamma takes less time
             return mpmath.log(mpmath.fprod(r + k for k in range(whole)) / mpmath.factorial(whole))
-        return mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
+        return mpmath.loggamma(whole + r) - mpmath.loggamma(r) - mpmath.loggamma(whole + 1)

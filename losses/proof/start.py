@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, LossError, Tensors, entries, map_entries
-from losses.modes import cast_target, per_example
+from losses.modes import cast_target
 from losses.proof import declarations
+from losses.proof.evaluation import evaluate
 from losses.proof.probes import Arrays, Function, Probes, probe
 
 RELATIVE = 3e-4  # an error of 0.1% must show
@@ -121,11 +122,8 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
 
 def _gradient(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, dy: np.ndarray) -> Arrays:
     """The derivative of sum(dy * value), as training gets it; zeros where the tape finds no path."""
-    with tf.GradientTape() as tape:
-        tape.watch(tf.nest.flatten(y_pred))
-        value = per_example(loss, mode, y_true, y_pred)
-    gradient = tape.gradient(value, y_pred, output_gradients=tf.cast(dy, value.dtype), unconnected_gradients="zero")
-    return {key: tf.cast(g, tf.float64).numpy() for key, g in entries(gradient).items()}
+    _, gradient = evaluate(loss, mode, y_true, y_pred, dy)
+    return {key: g.astype(np.float64) for key, g in entries(gradient).items()}
 
 
 def _rounding(loss: Loss, y_true: Tensors, y_pred: Tensors, dy: np.ndarray, eps: float, rng: np.random.Generator) -> Arrays:

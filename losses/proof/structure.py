@@ -49,9 +49,8 @@ def examine(loss: Loss, rng: np.random.Generator) -> list[Finding]:
 def _shapes(loss: Loss, mode: str, rng: np.random.Generator) -> Outcome:
     y_true, y_pred = draw(loss, rng)
     for dtype in (tf.float64, tf.float32, tf.bfloat16, tf.float16):
-        predictions = cast(y_pred, dtype)
-        value, gradient = evaluate(loss, mode, cast(y_true, tf.float32), predictions)
-        wanted = tf.float64 if dtype == tf.float64 else tf.float32
+        predictions, wanted = cast(y_pred, dtype), tf.float64 if dtype == tf.float64 else tf.float32
+        value, gradient = evaluate(loss, mode, cast(y_true, wanted), predictions)
         if value.shape != (num_examples(loss, y_pred),) or tf.as_dtype(value.dtype) != wanted:
             return "fails", f"for {dtype.name} predictions the value is {value.dtype}, shape {value.shape}"
         found, expected = entries(gradient), entries(predictions)
