@@ -29,7 +29,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import report, results, workloads
+from benchmarks import kernels, report, results, workloads
 from benchmarks.competitors.job import Job
 from benchmarks.entrants import COMPETITORS, ROOT, FailedError, Waiting, run_trainer
 from benchmarks.environments import CACHE, NotInstalledError, python_of
@@ -141,6 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
         workload = WORKLOADS[name]
         found[name] = Result(workload.title, datetime.date.today().isoformat(), _machine())
         measure(workload, [entrant for entrant in only if entrant in (*workload.ours, *COMPETITORS)], options, found[name], keep)
+        if OURS in only and not all(finding.met for finding in results.findings({name: found[name]})[name]):
+            found[name].kernels = kernels.measure(workload)  # what limits it
+            keep()
         Console(width=None if sys.stdout.isatty() else 140).print(report.table(found[name]))
     if options.report:
         in_order = {name: found[name] for name in WORKLOADS if name in found}

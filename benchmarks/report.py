@@ -6,6 +6,7 @@ import statistics
 
 from rich.table import Table
 
+from benchmarks import kernels
 from benchmarks.results import Entry, Result, findings, ratios
 from benchmarks.workloads import OURS
 
@@ -87,6 +88,10 @@ def page(results: dict[str, Result], plot: str) -> str:
             "|---|---|---|---|",
         ]
         lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows(result)]
+        if result.kernels:
+            lines += ["", f"A ratio is missed here. What gradtrain's step spends its time on (`python -m benchmarks.kernels {name}`):", ""]
+            lines += [f"| {' | '.join(kernels.HEADINGS)} |", "|---|---|---|---|"]
+            lines += [f"| {' | '.join(row)} |" for row in kernels.rows(result.kernels)]
         versions = dict.fromkeys(version for entry in result.entries.values() for version in entry.versions.split(", ") if version)
         lines += ["", f"Versions: {', '.join(versions)}."]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels import Kind
 from benchmarks.workloads import WORKLOADS, Wanted
 
 
@@ -31,6 +32,7 @@ class Result:
     date: str
     machine: str
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    kernels: list[Kind] = dataclasses.field(default_factory=list)  # of ours, where a wanted ratio is missed
 
 
 @dataclasses.dataclass(frozen=True)
