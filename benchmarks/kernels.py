@@ -25,7 +25,8 @@ from benchmarks.workloads import WORKLOADS, Workload, trainer_overrides, write_d
 MOST = 12  # kinds that are shown
 # Not kernels: what calls them, waits for them, or hands them out.
 _AROUND = re.compile(
-    r"::|^(Eager|TFE_|tf\.|BlockUntilReady|ParallelFor|FunctionRun|ValidateInput|end: |convert_to_tensor|__inference|(chunk|while|call|conditional)[.\d]*$)"
+    r"::|^(end: |Eager|TFE_|tf\.|BlockUntilReady|ParallelFor|FunctionRun|ValidateInput|convert_to_tensor|__inference)"
+    r"|^(chunk|while|call|conditional)[.\d]*$"
 )
 
 Kind = tuple[str, float, float]  # name, microseconds a step, times a step

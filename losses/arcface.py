@@ -84,7 +84,7 @@ class ArcFace(Loss):
                 "centers": tf.math.divide_no_nan(by_v, vectors.norm(centers)),
             }
 
-        return SoftmaxCrossentropy().value(y_true, logits), vjp
+        return SoftmaxCrossentropy().evaluate(y_true, logits), vjp
 
     def usual(self, y_true: tf.Tensor, y_pred: _Embedded) -> tf.Tensor:
         cosines = tf.math.l2_normalize(y_pred["embedding"], axis=-1) @ tf.transpose(tf.math.l2_normalize(y_pred["centers"], axis=-1))

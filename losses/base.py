@@ -146,11 +146,11 @@ class Loss:
             # multiply_no_nan: an example of zero weight stays zero where its gradient overflowed.
             return tf.nest.map_structure(lambda g: tf.math.multiply_no_nan(g, tf.reshape(dy, [-1] + [1] * (g.shape.rank - 1))), gradient)
 
-        return self.value(y_true, y_pred, **mask), vjp
+        return self.evaluate(y_true, y_pred, **mask), vjp
 
     def evaluate(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tf.Tensor:
-        """The value where no gradient is asked for, as in evaluation; for a loss that has a leaner way to it than `value`."""
-        if type(self).value is not Loss.value:
+        """The value where the tape does not go through it, in evaluation and beside a gradient of its own; there may be a leaner way."""
+        if type(self).value is not Loss.value or type(self).value_and_vjp is Loss.value_and_vjp:
             return self.value(y_true, y_pred, **mask)
         return self.value_and_vjp(y_true, y_pred, **mask)[0]
 

@@ -9,8 +9,23 @@ def class_weights(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
     """Class indices [batch, ...] as weights [batch, ..., classes], NaN for a class out of range; weights stay as they are."""
     if not y_true.dtype.is_integer:
         return y_true
-    is_class = tf.cast(y_true, tf.int64)[..., tf.newaxis] == tf.range(tf.shape(y_pred, tf.int64)[-1])
-    return tf.where(tf.reduce_any(is_class, axis=-1, keepdims=True), tf.cast(is_class, y_pred.dtype), float("nan"))
+    return tf.where(_known(y_true, y_pred)[..., tf.newaxis], tf.cast(is_class(y_true, y_pred), y_pred.dtype), float("nan"))
+
+
+def at_class(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """The entry of y_pred's last axis, kept as an axis, at the class out of y_true [batch, ...]; NaN for a class out of range."""
+    known = _known(y_true, y_pred)
+    found = tf.gather(y_pred, tf.where(known, y_true, tf.zeros_like(y_true)), axis=-1, batch_dims=y_true.shape.rank)
+    return tf.where(known, found, float("nan"))[..., tf.newaxis]
+
+
+def _known(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    return (y_true >= 0) & (y_true < tf.shape(y_pred, y_true.dtype)[-1])
+
+
+def is_class(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """True on the last axis of y_pred at the class out of y_true [batch, ...]."""
+    return y_true[..., tf.newaxis] == tf.range(tf.shape(y_pred, y_true.dtype)[-1])
 
 
 def at_largest(x: tf.Tensor) -> tf.Tensor:
@@ -25,15 +40,15 @@ def lead(x: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
 
 
 def sum_without(largest: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The sum over the last axis, kept as an axis, without the entry where `largest` is True."""
+    """The sum over the last axis, kept as an axis, without the entries where `largest` is True."""
     return tf.reduce_sum(tf.where(largest, tf.zeros_like(x), x), axis=-1, keepdims=True)
 
 
 def sum_of_others(x: tf.Tensor) -> tf.Tensor:
     """Of every entry >= 0 on the last axis the sum of the others, without cancellation: only the largest can exceed half the total."""
-    largest = at_largest(x)
-    total = tf.reduce_sum(x, axis=-1, keepdims=True)
-    return tf.where(largest, sum_without(largest, x), total - x)
+    is_largest = x == tf.reduce_max(x, axis=-1, keepdims=True)
+    ties = tf.reduce_sum(tf.where(is_largest, x, tf.zeros_like(x)), axis=-1, keepdims=True)
+    return sum_without(is_largest, x) + (ties - x)
 
 
 def surprise(x: tf.Tensor) -> tf.Tensor:

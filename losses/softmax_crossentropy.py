@@ -50,7 +50,16 @@ class SoftmaxCrossentropy(Loss):
         # multiply_no_nan: an excluded class, inf behind, has no part where its weight is 0.
         return features.mean(tf.reduce_sum(tf.math.multiply_no_nan(lead, t), axis=-1) + tf.reduce_sum(t, axis=-1) * tf.math.log1p(others))
 
+    def evaluate(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tf.Tensor:
+        if not self._is_one_class(y_true):
+            return self.value(y_true, y_pred)
+        top, power, _, others = _around(y_true, y_pred)
+        return features.mean((top - softmax.at_class(y_true, y_pred) + tf.math.log1p(others + (power - 1)))[..., 0])
+
     def gradient(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        if self._is_one_class(y_true):
+            _, power, powers, others = _around(y_true, y_pred)
+            return softmax.mean_gradient(tf.where(softmax.is_class(y_true, y_pred), -others, powers) / (others + power))
         t = self._weights(y_true, y_pred)
         powers = tf.exp(y_pred - tf.reduce_max(y_pred, axis=-1, keepdims=True))
         pi = powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
@@ -73,3 +82,13 @@ class SoftmaxCrossentropy(Loss):
         if self.label_smoothing:
             t = (1 - self.label_smoothing) * t + self.label_smoothing * tf.reduce_mean(t, axis=-1, keepdims=True)
         return t
+
+    def _is_one_class(self, y_true: tf.Tensor) -> bool:
+        return y_true.dtype.is_integer and not self.label_smoothing
+
+
+def _around(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Of a class y [batch, ...]: the largest logit p_a, e^(p_y - p_a), all e^(p_j - p_a), and their sum without y's; axes are kept."""
+    top = tf.reduce_max(y_pred, axis=-1, keepdims=True)
+    powers = tf.exp(y_pred - top)
+    return top, softmax.at_class(y_true, powers), powers, softmax.sum_without(softmax.is_class(y_true, y_pred), powers)
