@@ -40,7 +40,8 @@ def page(comparisons: Sequence[Comparison], alone: Sequence[str]) -> str:
 <h1>{_text(key)}: does it make a difference?</h1>
 <p class="quiet">Runs are matched by everything but {_text(key)}, seed and order of the data included. Lines are means over seeds,
 bands reach from the smallest to the largest. Differences are those of the matched runs, with 95% confidence intervals by Student's
-distribution.</p>
+distribution. Steps per second are as each run had them, whatever else the machine did then: they say something of two runs only where
+neither ran beside others.</p>
 {left_out}
 {sections}</body></html>
 """
@@ -113,7 +114,8 @@ def _chart(tag: str, groups: Sequence[Sequence[Run]]) -> str:
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * _HEIGHT
 
-    parts = [f'<text x="{_LEFT}" y="14" font-weight="700">{_text(tag)}</text>']
+    scale = '<tspan font-weight="400">, logarithmic</tspan>' if logarithmic else ""
+    parts = [f'<text x="{_LEFT}" y="14" font-weight="700">{_text(tag)}{scale}</text>']
     for value in labelled:
         label = f"{10**value if logarithmic else value:.3g}"
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import compare
+from trainer import compare, comparison_page
 from trainer.comparison import Comparison, Tolerance, interval, verdict
 from trainer.comparison import compare as compared
 from trainer.errors import ConfigError
@@ -237,6 +237,15 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     assert "without a partner" not in page.lower()
     assert ">0.5<" in page  # where an axis begins, to the digit
     assert "http" not in page  # it needs nothing else
+
+
+def test_an_axis_that_is_logarithmic_says_so(tmp_path):
+    assert "logarithmic" not in comparison_page.page(compared(read(sweep(tmp_path / "sweep"))), [])
+    for mode in ("auto", "analytic"):
+        make(tmp_path / "far" / mode, [1.0, 0.01, 1e-6], mode)
+    drawn = comparison_page.page(compared(read(tmp_path / "far")), [])
+    assert drawn.count(">, logarithmic<") == 1  # the loss
+    assert all(f">{label}<" in drawn for label in ("1", "0.001", "1e-06"))  # of the axis
 
 
 def test_runs_that_must_be_equal(tmp_path, capsys):
