@@ -260,7 +260,7 @@ def _check_fit(model: keras.Model, loss: Loss, data: Prepared, what: str) -> Non
 
 def num_steps(settings: schema.Trainer, num_examples: int, batch_size: int) -> int:
     """The length of the run in updates."""
-    steps = settings.steps or (settings.epochs or 0) * num_examples / batch_size
+    steps = settings.length(num_examples, batch_size)
     if steps >= 2**31:
         raise ConfigError(f"the run would have {steps:.3g} steps, more than 2**31: type fewer trainer.steps or trainer.epochs")
     return math.ceil(steps)

@@ -20,7 +20,7 @@ from trainer.progress import is_terminal
 from trainer.recorded import Run, read
 
 _FOLDER = "outputs/comparison"
-_MOST_PARTED = 10  # pairs that are listed
+_MOST_PARTED = 10  # pairs, and runs without a partner, that are listed
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,11 +33,13 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--rtol={options.rtol} --atol={options.atol}: must be numbers from 0 on")
     runs = list({run.path.resolve(): run for path in options.runs for run in read(Path(path))}.values())
     comparisons = compare(runs, options.key, options.baseline, Tolerance(options.rtol, options.atol))
+    paired = {run.path for comparison in comparisons for side in comparison.sides for run in side}
+    alone = [str(run.path) for run in runs if run.path not in paired]
     folder = Path(options.output or (options.runs[0] if len(options.runs) == 1 else _FOLDER))
-    _write(folder, comparisons, runs)
-    _print(comparisons)
+    _write(folder, comparisons, runs, alone)
+    _print(comparisons, alone)
     Console().print(f"{folder / 'comparison.html'} shows it", markup=False, highlight=False, soft_wrap=True)
-    return _assert_equal(comparisons) if options.assert_equal else 0
+    return _assert_equal(comparisons, alone) if options.assert_equal else 0
 
 
 _HELP = f"""python -m trainer.compare RUN... [--key KEY] [--baseline VALUE] [--output DIR] [--assert-equal] [--rtol R] [--atol A]
@@ -50,7 +52,7 @@ confidence intervals, and a verdict; comparison.json, comparison.csv and compari
   --key KEY         in which they are compared, where they differ in several (gradient.mode)
   --baseline VALUE  of the key, with which the other values are compared (auto)
   --output DIR      another folder
-  --assert-equal    exit status 1 where any recorded number of a pair differs
+  --assert-equal    exit status 1 where any recorded number of a pair differs, or a run has no partner
   --rtol, --atol    by more than so much of the value (1e-5), or so much (1e-8)
 """
 
@@ -67,12 +69,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _write(folder: Path, comparisons: Sequence[Comparison], runs: Sequence[Run]) -> None:
+def _write(folder: Path, comparisons: Sequence[Comparison], runs: Sequence[Run], alone: Sequence[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = [_told(comparison) for comparison in comparisons]
         (folder / "comparison.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (folder / "comparison.html").write_text(page(comparisons), encoding="utf-8")
+        (folder / "comparison.html").write_text(page(comparisons, alone), encoding="utf-8")
         with open(folder / "comparison.csv", "w", encoding="utf-8", newline="") as file:
             _write_csv(file, comparisons, runs)
     except OSError as error:
@@ -130,7 +132,7 @@ def _write_csv(file: Any, comparisons: Sequence[Comparison], runs: Sequence[Run]
         writer.writerow([*cells, *("" if math.isnan(n) else f"{n:.9g}" for n in numbers)])
 
 
-def _print(comparisons: Sequence[Comparison]) -> None:
+def _print(comparisons: Sequence[Comparison], alone: Sequence[str]) -> None:
     table = Table("", "at the end", "baseline", "other", "difference", "95% interval", title=f"{comparisons[0].key}, compared")
     for comparison in comparisons:
         name = f"{comparison.setting} {comparison.value} against {comparison.baseline}".strip()
@@ -142,24 +144,29 @@ def _print(comparisons: Sequence[Comparison]) -> None:
     console.print(table)
     for comparison in comparisons:
         console.print(f"{comparison.setting}: {verdict(comparison)}".removeprefix(": "), markup=False, highlight=False, soft_wrap=True)
-        for run in comparison.unmatched:
-            console.print(f"warning: {run.path} has no partner", markup=False, highlight=False, soft_wrap=True)
+    for path in alone:
+        console.print(f"warning: {path} has no partner, and is not compared", markup=False, highlight=False, soft_wrap=True)
 
 
-def _assert_equal(comparisons: Sequence[Comparison]) -> int:
+def _assert_equal(comparisons: Sequence[Comparison], alone: Sequence[str]) -> int:
+    pairs = [pair for comparison in comparisons for pair in comparison.pairs]
     parted = []
-    for pair in (pair for comparison in comparisons for pair in comparison.pairs):
+    for pair in pairs:
+        lacking = sorted(tag for tag in pair.baseline.series.keys() ^ pair.other.series.keys() if tag.startswith("eval/"))
         if pair.baseline.steps != pair.other.steps:
             parted.append(f"{pair.other.path} has {pair.other.steps} steps, {pair.baseline.path} {pair.baseline.steps}")
+        elif lacking:
+            parted.append(f"only one of {pair.other.path} and {pair.baseline.path} has recorded {', '.join(lacking)}")
         elif found := pair.parting:
             values = f"{found.values[1]:.9g} instead of {found.values[0]:.9g}"
             parted.append(f"{pair.other.path} parts from {pair.baseline.path} at step {found.step}: {found.tag} is {values}")
-    for line in parted[:_MOST_PARTED]:
+    for line in [*parted[:_MOST_PARTED], *(f"{path} has no partner" for path in alone[:_MOST_PARTED])]:
         print(line, file=sys.stderr)
-    if parted:
-        within = comparisons[0].pairs[0].tolerance
-        print(f"error: {len(parted)} pairs are not equal within rtol={within.relative:g} and atol={within.absolute:g}", file=sys.stderr)
-    return int(bool(parted))
+    if parted or alone:
+        within = f"within rtol={pairs[0].tolerance.relative:g} and atol={pairs[0].tolerance.absolute:g}"
+        lost = f", and {len(alone)} runs have no partner" if alone else ""
+        print(f"error: {len(parted)} of {len(pairs)} pairs are not equal {within}{lost}", file=sys.stderr)
+    return int(bool(parted or alone))
 
 
 if __name__ == "__main__":

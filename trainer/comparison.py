@@ -16,6 +16,7 @@ from trainer.recorded import Run
 
 CONFIDENCE = 0.95
 SUMMARIZED = {"steps_per_second": "steps per second", "peak_memory_mb": "peak memory, MB"}  # numbers of summary.json that are compared
+_SAME_SPREAD = 1e-4  # of the mean: differences of pairs that part by less are one and the same
 _SEED, _RUN = "seed", "run"
 _NO_MATTER = ("resume", "trust", "logging", "checkpoint", "sweep", "trainer.log_every", "trainer.steps_per_call", "trainer.replay")
 
@@ -140,9 +141,14 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """What the verdict is about: what the runs watched for their best checkpoint, if all have recorded it, else the loss."""
+        """What the verdict is about: what the runs watched for their best checkpoint, if all have recorded it, else the loss.
+
+        Where the losses themselves are compared, what they give are different quantities: then the first other metric; "" if there is none.
+        """
+        own = ("loss", "eval/loss") if rundir.is_within(self.key, ("loss",)) else ()
+        told = [tag for tag in self.tags if tag not in own]
         monitored = str(self.pairs[0].baseline.config.get("checkpoint.monitor"))
-        return monitored if monitored in self.tags else "loss"
+        return monitored if monitored in told else next(iter(told), "")
 
     def means(self, name: str) -> list[float]:
         """Of the baseline's runs, and of the others'."""
@@ -266,22 +272,34 @@ def figures(comparison: Comparison) -> list[list[str]]:
 
 def verdict(comparison: Comparison) -> str:
     """One sentence, which claims no more than the figures carry."""
+    runs = [run for side in comparison.sides for run in side]
+    early = sum(run.state in ("running", "stopped", "failed") for run in runs)
+    return _verdict(comparison) + (f"; {early} of these {len(runs)} runs have not come to their end." if early else ".")
+
+
+def _verdict(comparison: Comparison) -> str:
     key, value, baseline, pairs = comparison.key, comparison.value, comparison.baseline, comparison.pairs
     one, other = (name if key == _RUN else f"{key}={name}" for name in (baseline, value))
     seeds = f"{len(pairs)} pairs of runs" if len(pairs) > 1 else "one pair of runs"
     broken = [sum(run.num_nonfinite > 0 for run in side) for side in comparison.sides]
     if any(broken):
-        return f"{other} has steps that are not finite in {broken[1]} and {one} in {broken[0]} of {len(pairs)} runs each."
+        return f"{other} has steps that are not finite in {broken[1]} and {one} in {broken[0]} of {len(pairs)} runs each"
     if all(pair.is_identical for pair in pairs):
-        return f"{other} and {one} are equal in every recorded number ({seeds})."
+        return f"{other} and {one} are equal in every recorded number ({seeds})"
     if all(pair.parting is None and pair.baseline.steps == pair.other.steps for pair in pairs):
-        return f"{other} and {one} agree to {pairs[0].tolerance.relative:g} in every recorded number ({seeds})."
+        return f"{other} and {one} agree to {pairs[0].tolerance.relative:g} in every recorded number ({seeds})"
     metric = comparison.metric
+    if not metric:
+        return f"{other} and {one} have recorded nothing but what each loss gives, and one loss's values say nothing of another's"
     found = comparison.differences(metric)
     finals = comparison.means(metric)
     ends = f"{metric} ends at {finals[1]:.4g} with {other} and at {finals[0]:.4g} with {one}"
     if found.num < 2:
-        return f"{ends}, in one pair of runs: more seeds would tell whether that is chance."
+        return f"{ends}, in one pair of runs: more seeds would tell whether that is chance"
+    if float(np.ptp([pair.difference(metric) for pair in pairs])) < _SAME_SPREAD * abs(
+        found.mean
+    ):  # as where the seed changes nothing, or a metric takes few values
+        return f"{ends}: the same difference of {found.mean:+.3g} in all of {seeds}, whose spread then tells nothing of chance"
     bounds = f"the difference is {found.mean:+.3g}, with 95% confidence between {found.low:+.3g} and {found.high:+.3g} ({seeds})"
     says = "a difference that chance does not explain" if found.excludes_zero else "no difference that chance could not explain"
-    return f"{ends}: {says}; {bounds}."
+    return f"{ends}: {says}; {bounds}"

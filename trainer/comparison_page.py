@@ -29,9 +29,10 @@ svg text { fill: var(--ink); font-size: 11px } svg .grid { stroke: var(--line) }
 """
 
 
-def page(comparisons: Sequence[Comparison]) -> str:
-    """The page."""
+def page(comparisons: Sequence[Comparison], alone: Sequence[str]) -> str:
+    """The page; `alone` are runs that no other is matched with."""
     key = comparisons[0].key
+    left_out = f'<p class="quiet">Without a partner, and not compared: {_text(", ".join(alone))}.</p>' if alone else ""
     sections = "".join(_section(comparison) for comparison in comparisons)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Comparison: {_text(key)}</title>
@@ -39,7 +40,9 @@ def page(comparisons: Sequence[Comparison]) -> str:
 <h1>{_text(key)}: does it make a difference?</h1>
 <p class="quiet">Runs are matched by everything but {_text(key)}, seed and order of the data included. Lines are means over seeds,
 bands reach from the smallest to the largest. Differences are those of the matched runs, with 95% confidence intervals by Student's
-distribution.</p>
+distribution. Steps per second are as each run had them, whatever else the machine did then: they say something of two runs only where
+neither ran beside others.</p>
+{left_out}
 {sections}</body></html>
 """
 
@@ -102,6 +105,7 @@ def _chart(tag: str, groups: Sequence[Sequence[Run]]) -> str:
     if logarithmic:
         curves, low, high = [np.log10(curve) for curve in curves], math.log10(low), math.log10(high)
     span = high - low or abs(high) or 1.0
+    labelled = (low, (low + high) / 2, high) if high > low else (low,)
     low, high = low - 0.04 * span, high + 0.04 * span
 
     def x(place: float) -> float:
@@ -110,9 +114,9 @@ def _chart(tag: str, groups: Sequence[Sequence[Run]]) -> str:
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * _HEIGHT
 
-    parts = [f'<text x="{_LEFT}" y="14" font-weight="700">{_text(tag)}</text>']
-    for fraction in (0.04 / 1.08, 0.5, 1.04 / 1.08):
-        value = low + fraction * (high - low)
+    scale = '<tspan font-weight="400">, logarithmic</tspan>' if logarithmic else ""
+    parts = [f'<text x="{_LEFT}" y="14" font-weight="700">{_text(tag)}{scale}</text>']
+    for value in labelled:
         label = f"{10**value if logarithmic else value:.3g}"
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')

@@ -74,8 +74,11 @@ def parse(overrides: Sequence[str], config_dir: Path | None = None) -> list[Over
     for override in parsed:
         if override.key_or_group == "hydra.run.dir":
             raise ConfigError(f"{override.input_line}: the jobs of a sweep have directories of their own; type hydra.sweep.dir=DIRECTORY")
-        if override.is_sweep_override() and (override.is_hydra_override() or str(override.key_or_group).startswith("sweep.")):
-            raise ConfigError(f"{override.input_line}: Hydra's own keys, and those of the sweep itself, can't be swept; type one value")
+        key = str(override.key_or_group)
+        if override.is_sweep_override() and (override.is_hydra_override() or key == "resume" or key.startswith("sweep.")):
+            raise ConfigError(
+                f"{override.input_line}: Hydra's own keys, resume, and those of the sweep itself, can't be swept; type one value"
+            )
     return parsed
 
 
@@ -86,6 +89,8 @@ def _check_count(parsed: Sequence[Override]) -> None:
             count *= sum(1 for _, _ in zip(override.sweep_iterator(), range(_MAX_JOBS + 1), strict=False))
         if count > _MAX_JOBS:
             raise ConfigError(f"this sweep has more than {_MAX_JOBS} jobs, by {override.input_line}; type fewer values")
+        if not count:
+            raise ConfigError(f"{override.input_line} names no value, and so the sweep has no job; type one value or more")
 
 
 def name(overrides: Sequence[str], number: int) -> str:
@@ -107,4 +112,4 @@ def labels(jobs: Sequence[Job]) -> list[str]:
 def settings(overrides: Sequence[str]) -> dict[str, str]:
     """What was typed about the job itself, key to value; secrets are ***."""
     pairs = (secrets.masked(override.lstrip("+")).partition("=") for override in overrides)
-    return {key: value for key, _, value in pairs if key != "trust" and not key.startswith(("hydra.", "hydra/", "sweep."))}
+    return {key: value for key, _, value in pairs if key not in ("trust", "resume") and not key.startswith(("hydra.", "hydra/", "sweep."))}

@@ -18,7 +18,7 @@ from hydra.core.utils import setup_globals
 
 from trainer import secrets
 from trainer.config import Job
-from trainer.errors import UserError, describe, report
+from trainer.errors import ConfigError, UserError, describe, report
 from trainer.json_files import read_json
 
 _MAX_CAUSE = 2_000  # characters; a pipe that nobody reads yet holds more
@@ -92,7 +92,7 @@ def run_one(job: Job, signals: Forwarding, environment: dict[str, str], quiet: b
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender, environment, quiet, signals.only or signal.SIGTERM))
     resource_tracker.ensure_running()  # whose start lets SIGTERM through again
-    with blocked(signals.withheld):  # a process inherits what is blocked
+    with blocked((signal.SIGINT, *signals.withheld)):  # a process inherits what is blocked
         process.start()
     sender.close()
     assert process.pid is not None
@@ -132,13 +132,8 @@ def _work(job: Job, sender: multiprocessing.connection.Connection, environment: 
 
     What it prints is in a file where there are others beside it (`quiet`). `ending` is the signal that ends it with its parent.
     """
-    os.setsid()
+    os.setsid()  # Ctrl-C while it was imported waits until there is somebody to hear it
     os.environ.update({name: value for name, value in environment.items() if name not in os.environ or name == "CUDA_VISIBLE_DEVICES"})
-    if quiet:
-        job.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(f"{job.run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for descriptor in (1, 2):
-            os.dup2(log, descriptor)
     threading.Thread(target=_end_with_parent, args=(ending,), daemon=True).start()
     setup_globals()  # the resolver of ${now:...}
 
@@ -149,6 +144,9 @@ def _work(job: Job, sender: multiprocessing.connection.Connection, environment: 
         sender.send_bytes("; ".join(cause.splitlines())[:_MAX_CAUSE].encode())
 
     try:
+        if quiet:
+            _print_into(f"{job.run_dir}.log")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
         from trainer import job as job_module
 
         exit_code = job_module.run(job)
@@ -158,12 +156,25 @@ def _work(job: Job, sender: multiprocessing.connection.Connection, environment: 
     except UserError as error:  # the sweep prints the line
         send(describe(error))
         exit_code = error.exit_code
+    except KeyboardInterrupt:
+        send("interrupted")
+        exit_code = 128 + signal.SIGINT
     except BaseException as error:
         send(describe(error))
         with contextlib.redirect_stderr(io.StringIO()) as said:
             exit_code = report(error)
         print(secrets.hide(said.getvalue(), hidden), end="", file=sys.stderr, flush=True)
     sys.exit(exit_code)
+
+
+def _print_into(file: str) -> None:
+    """From now on, what this process prints is there."""
+    try:
+        log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise ConfigError(f"{file} can't be written: {error.strerror}: type a hydra.sweep.dir that can") from error
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
 
 
 def _end_with_parent(ending: int) -> None:

@@ -65,7 +65,7 @@ def is_terminal() -> bool:
 def say(line: str) -> None:
     """One plain line; a closed stdout is no reason to stop training."""
     try:
-        print(line, flush=True)
+        print(f"{line}\n", end="", flush=True)  # in one piece, as several threads of a sweep may be saying something
     except (OSError, ValueError):
         sys.stdout = None
 

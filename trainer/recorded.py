@@ -80,9 +80,9 @@ def read(path: Path) -> list[Run]:
 def _read_run(path: Path) -> Run:
     try:
         with open(path / "metrics.jsonl", encoding="utf-8") as lines:
-            series = _series(json.loads(line) for line in lines if line.endswith("\n"))  # what a killed run left of a line is not one
+            series = _series(lines)
         config = rundir.flat(rundir.parsed((path / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         raise ConfigError(f"the run in {path} can't be read: {error}: leave it out, or train it anew") from error
     if "loss" not in series:
         raise ConfigError(f"the run in {path} has recorded no step: leave it out, or train it by the command that made it")
@@ -105,12 +105,22 @@ def _check_events(folder: Path) -> None:
             say(f"warning: {file} {trouble}; the figures here are those of metrics.jsonl, which has every step")
 
 
-def _series(rows: Iterable[dict[str, Any]]) -> dict[str, Series]:
+def _series(lines: Iterable[str]) -> dict[str, Series]:
     found: dict[str, tuple[array.array[int], array.array[float]]] = {}
-    for row in rows:
-        step = row.pop("step")
-        for tag, value in row.items():
-            steps, values = found.setdefault(tag, (array.array("q"), array.array("d")))
-            steps.append(step)
-            values.append(float(value))  # of "NaN" and "inf" too
+    before = 0
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):  # what a killed run left of a line is not one
+            break
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+            if not before < step:
+                raise ValueError("steps ascend")
+            for tag, value in row.items():
+                steps, values = found.setdefault(tag, (array.array("q"), array.array("d")))
+                steps.append(step)
+                values.append(float(value))  # of "NaN" and "inf" too
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"line {number} of metrics.jsonl is damaged") from error
+        before = step
     return {tag: Series(np.array(steps), np.array(values)) for tag, (steps, values) in found.items()}

@@ -83,7 +83,7 @@ class Runner:
             self._slots.put(slot)
         self._board.set(place, outcome.state)
         if outcome.state != "done":
-            print(f"{name} {outcome.state}: {outcome.cause}  ({job.run_dir})", file=sys.stderr, flush=True)
+            print(f"{name} {outcome.state}: {outcome.cause}  ({job.run_dir})\n", end="", file=sys.stderr, flush=True)
         elif self.at_once > 1 or self._submission:
             say(f"{name}  done: loss {shown(outcome.summary.get('final', {}).get('loss'))}")
         return outcome

@@ -91,6 +91,10 @@ class Trainer:
     ema_decay: float | None = limited(None, above=0, below=1)  # evaluate an exponential moving average of the weights
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
 
+    def length(self, num_examples: int, batch_size: int) -> float:
+        """Of a run over so many examples, in updates, before it is rounded up."""
+        return self.steps or (self.epochs or 0) * num_examples / batch_size
+
 
 @dataclasses.dataclass
 class Strategy:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import sqlalchemy.exc
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +46,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
 
     Raises:
         ConfigError: a value that may be tried is wrong, or the study in the database is another; then no trial is started. Or a run's
-            summary has no such objective.
+            summary has no such objective. Or the database can't be used, from the start or at any time.
     """
     space = Space(expansion.parse(overrides, config_dir), config_dir)
     first = space.check()
@@ -53,21 +54,21 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     _check(settings, first, space)
     objectives = settings.objectives or [settings.objective]
     folder = config.sweep_dir(first.overrides, config_dir)
-    with _alone(folder):
+    with _alone(folder), _database(settings, folder, optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
         study = _open(settings, folder, objectives, space)
         runner = Runner(dataclasses.replace(first, run_dir=folder / "first"), settings.trials or 1, first.config.sweep.parallel or 1)
         problem = _run_trials(study, settings, objectives, space, folder, runner)
         trials = _counted(study, space)
         _write(study, objectives, space, folder, trials)
-    if problem:
-        raise problem
-    _print(study, objectives, space, trials)
-    done = sum(trial.state == TrialState.COMPLETE for trial in trials)
-    say(f"{done} of {settings.trials} trials done, in {folder}")
-    for trial in _best(study):
-        found = "  ".join(f"{name} {shown(value)}" for name, value in zip(objectives, trial.values, strict=True))
-        place = space.directory(folder, trial.params, trial.number)
-        say(f"best: trial {trial.number + 1}  {found}  {space.label(trial.params)}  in {place}")
+        if problem:
+            raise problem
+        _print(study, objectives, space, trials)
+        done = sum(trial.state == TrialState.COMPLETE for trial in trials)
+        say(f"{done} of {settings.trials} trials done, in {folder}")
+        for trial in _best(study):
+            found = "  ".join(f"{name} {shown(value)}" for name, value in zip(objectives, trial.values, strict=True))
+            place = space.directory(folder, trial.params, trial.number)
+            say(f"best: trial {trial.number + 1}  {found}  {space.label(trial.params)}  in {place}")
     if runner.signals.received is not None:
         return 128 + runner.signals.received
     return int(done < len(trials))
@@ -123,18 +124,12 @@ def _open(settings: schema.Optuna, folder: Path, objectives: Sequence[str], spac
     directions = settings.directions or ["maximize" if name in schema.LARGER_IS_BETTER else "minimize" for name in objectives]
     wanted = [optuna.study.StudyDirection[name.upper()] for name in directions]
     about = {"objectives": list(objectives), "directions": directions, "searched": sorted(space.distributions), "typed": space.fixed()}
-    try:
+    with _database(settings, folder, Exception):  # of SQLAlchemy, of a database's driver, or of Optuna
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None)
         study = optuna.create_study(storage=storage, study_name=settings.study_name, directions=wanted, load_if_exists=True)
         before = study.user_attrs.get(_ABOUT)
         if before is None and not study.get_trials(deepcopy=False):
             study.set_user_attr(_ABOUT, before := about)
-    except Exception as error:  # of SQLAlchemy, of a database's driver, or of Optuna
-        name = "sweep.optuna.storage" if settings.storage else f"the study in {folder / 'optuna.db'}"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"{name} can't be used: {reason}; type sweep.optuna.storage=sqlite:///FILE.db, or another hydra.sweep.dir"
-        ) from error
     if before != about:
         old = before if isinstance(before, dict) else {}
         differing = [f"{key}: {old.get(key)} -> {value}" for key, value in about.items() if old.get(key) != value]
@@ -151,6 +146,19 @@ def _open(settings: schema.Optuna, folder: Path, objectives: Sequence[str], spac
                     f"{key}: the study {settings.study_name} has other choices of it: type the same, or another hydra.sweep.dir"
                 ) from error
     return study
+
+
+@contextlib.contextmanager
+def _database(settings: schema.Optuna, folder: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Within it, errors of these kinds are the database's: it is damaged, locked, or its disk is full."""
+    try:
+        yield
+    except kinds as error:
+        name = "sweep.optuna.storage" if settings.storage else f"the study in {folder / 'optuna.db'}"
+        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"{name} can't be used: {reason}; type sweep.optuna.storage=sqlite:///FILE.db, or another hydra.sweep.dir"
+        ) from error
 
 
 def _run_trials(

@@ -50,6 +50,7 @@ class Submission:
         self._executor = self._make_executor(submitit)
         self._announced: dict[Path, Any] = {}  # directory -> submitit's job
         self._lock = threading.Lock()  # submitit is not made for several threads
+        self._cancelling = threading.Lock()
         self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> "Submission":
@@ -128,9 +129,10 @@ class Submission:
                 handle.cancel(check=False)
 
     def _cancel_announced(self) -> None:
-        while self._announced:
-            with contextlib.suppress(KeyError):  # another thread took the last one
-                self._cancel(self._announced.popitem()[1])
+        with self._cancelling:  # who finds none left may count on it that none is about to start
+            while self._announced:
+                with contextlib.suppress(KeyError):  # another thread took the last one
+                    self._cancel(self._announced.popitem()[1])
 
     def _outcome(self, handle: Any) -> Outcome:
         """What the job's process has told of its end; submitit waits a while for it where a file system is slow."""

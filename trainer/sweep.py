@@ -1,6 +1,7 @@
 """`-m`: every combination of the swept values, or a search among them, and a table at the end. Imports no TensorFlow."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     jobs = expansion.expand(overrides, config_dir)
     if jobs[0].config.sweep.optuna.trials is not None:  # a configuration file says so
         return _search(overrides, config_dir)
+    _check_writable(jobs[0].run_dir.parent)
     labels, runner = expansion.labels(jobs), Runner(jobs[0], len(jobs), jobs[0].config.sweep.parallel)
     with runner:
         outcomes = runner.run_all(jobs, labels)
@@ -40,6 +42,16 @@ def run(overrides: Sequence[str], config_dir: Path | None = None) -> int:
 
         compare.run([str(jobs[0].run_dir.parent)])
     return int(any(outcome.state != "done" for outcome in outcomes))
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses a sweep's directory that takes no files, once, and not in each of its jobs."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"hydra.sweep.dir={folder} can't be written: {error.strerror}; type a directory you may write") from error
 
 
 def _search(overrides: Sequence[str], config_dir: Path | None) -> int:

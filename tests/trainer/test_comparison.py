@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import compare
+from trainer import compare, comparison_page
 from trainer.comparison import Comparison, Tolerance, interval, verdict
 from trainer.comparison import compare as compared
 from trainer.errors import ConfigError
@@ -97,7 +97,23 @@ def test_what_can_not_be_told_is_asked(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [("metrics.jsonl", "", "has recorded no step"), ("metrics.jsonl", "{\n", "can't be read"), ("config.yaml", "- 1\n", "can't be read")],
+    [
+        ("metrics.jsonl", "", "has recorded no step"),
+        ("config.yaml", "- 1\n", "can't be read"),
+        *(
+            ("metrics.jsonl", '{"step": 1, "loss": 0.5}\n' + line + "\n", "can't be read: line 2 of metrics.jsonl is damaged")
+            for line in (
+                "{",
+                "[2]",
+                '{"loss": 0.5}',
+                '{"step": 2, "loss": "low"}',
+                '{"step": 1, "loss": 0.5}',
+                '{"step": 2.5, "loss": 0.5}',
+                "[" * 9999,
+            )
+        ),
+        ("metrics.jsonl", f'{{"step": {10**30}, "loss": 0.5}}\n', "line 1 of metrics.jsonl is damaged"),
+    ],
 )
 def test_a_run_that_can_not_be_read(tmp_path, name, content, said):
     (make(tmp_path / "a", [1.0]) / name).write_text(content)
@@ -157,13 +173,13 @@ def test_where_runs_part(tmp_path):
     [
         ([1.0, 0.5], "are equal in every recorded number (3 pairs of runs)"),
         ([1.0, 0.5 * (1 + 1e-7)], "agree to 1e-05 in every recorded number (3 pairs of runs)"),
-        ([1.0, 0.25], "a difference that chance does not explain; the difference is -0.25"),
+        ([1.0, 0.25], "a difference that chance does not explain; the difference is -0.26"),
         (["NaN", 0.5], "gradient.mode=analytic has steps that are not finite in 3 and gradient.mode=auto in 0 of 3 runs each"),
     ],
 )
 def test_verdicts(tmp_path, analytic, said):
     for seed in range(3):
-        make(tmp_path / f"auto-{seed}", [1.0, 0.5], "auto", seed)
+        make(tmp_path / f"auto-{seed}", [1.0, 0.5 + 0.01 * seed * (analytic[1] == 0.25)], "auto", seed)
         make(tmp_path / f"analytic-{seed}", analytic, "analytic", seed)
     assert said in verdict(only(tmp_path))
 
@@ -174,6 +190,34 @@ def test_a_verdict_claims_no_more_than_the_runs_show(tmp_path):
         make(tmp_path / "some" / f"analytic-{seed}", [1.0, 0.5 - gain], "analytic", seed)
     assert "no difference that chance could not explain" in verdict(only(tmp_path / "some"))
     assert "in one pair of runs: more seeds would tell" in verdict(only(sweep(tmp_path / "one", seeds=1)))
+    for seed in range(3):  # which changes nothing
+        make(tmp_path / "same" / f"auto-{seed}", [1.0, 0.5], "auto", seed)
+        make(tmp_path / "same" / f"analytic-{seed}", [1.0, 0.25 + 1e-8 * seed], "analytic", seed)
+    said = verdict(only(tmp_path / "same"))
+    assert "the same difference of -0.25 in all of 3 pairs of runs, whose spread then tells nothing of chance" in said
+    assert "95%" not in said
+
+
+def test_a_verdict_tells_of_runs_that_were_not_finished(tmp_path):
+    folder = sweep(tmp_path)
+    assert "have not come to their end" not in verdict(only(folder))
+    (folder / "auto-1" / "status.json").write_text(json.dumps({"state": "stopped"}))
+    (folder / "analytic-2" / "status.json").write_text(json.dumps({"state": "running"}))
+    assert verdict(only(folder)).endswith("; 2 of these 8 runs have not come to their end.")
+
+
+def test_losses_are_not_compared_by_their_own_values(tmp_path):
+    for seed in (1, 2):
+        make(tmp_path / f"huber-{seed}", [1.0, 0.4 + 0.01 * seed], seed=seed, loss=HUBER)
+        make(tmp_path / f"mse-{seed}", [1.0, 0.5], seed=seed)
+    assert verdict(only(tmp_path)).startswith("eval/accuracy ends at")
+    for path in tmp_path.glob("*/metrics.jsonl"):
+        path.write_text(path.read_text().replace("eval/accuracy", "eval/loss"))
+    assert "have recorded nothing but what each loss gives" in verdict(only(tmp_path))
+    for path in tmp_path.glob("mse-*/config.yaml"):
+        path.write_text(path.read_text().replace("_target_: losses.mse.MSE", "_target_: losses.huber.Huber\n  delta: 2.0"))
+    assert only(tmp_path).key == "loss.delta"
+    assert "have recorded nothing but what each loss gives" in verdict(only(tmp_path))
 
 
 def test_the_command_writes_what_it_found(tmp_path, capsys):
@@ -190,7 +234,18 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     page = (folder / "comparison.html").read_text()
     assert found["verdict"] in page.replace("&#x27;", "'")
     assert page.count("<svg") == 4  # loss, accuracy, the norm and that of the variable
+    assert "without a partner" not in page.lower()
+    assert ">0.5<" in page  # where an axis begins, to the digit
     assert "http" not in page  # it needs nothing else
+
+
+def test_an_axis_that_is_logarithmic_says_so(tmp_path):
+    assert "logarithmic" not in comparison_page.page(compared(read(sweep(tmp_path / "sweep"))), [])
+    for mode in ("auto", "analytic"):
+        make(tmp_path / "far" / mode, [1.0, 0.01, 1e-6], mode)
+    drawn = comparison_page.page(compared(read(tmp_path / "far")), [])
+    assert drawn.count(">, logarithmic<") == 1  # the loss
+    assert all(f">{label}<" in drawn for label in ("1", "0.001", "1e-06"))  # of the axis
 
 
 def test_runs_that_must_be_equal(tmp_path, capsys):
@@ -203,6 +258,25 @@ def test_runs_that_must_be_equal(tmp_path, capsys):
     assert compare.run([str(a), str(c), *output, "--rtol=1e-4"]) == 0
     assert compare.run([str(a), str(short), *output]) == 1
     assert "has 1 steps" in capsys.readouterr().err
+    (b / "metrics.jsonl").write_text((b / "metrics.jsonl").read_text().replace("accuracy", "r2"))
+    assert compare.run([str(a), str(b), *output]) == 1
+    assert f"only one of {b} and {a} has recorded eval/accuracy, eval/r2" in capsys.readouterr().err
+
+
+def test_a_run_without_a_partner_is_told_everywhere_and_equal_to_none(tmp_path, capsys):
+    for loss in (MSE, HUBER):
+        for mode, seed in (("auto", 1), ("analytic", 1), ("auto", 2)):
+            folder = make(tmp_path / "sweep" / f"{mode}-{seed}-{loss['_target_']}", [1.0, 0.5], mode, seed, loss)
+    shutil.rmtree(tmp_path / "sweep/analytic-1-losses.huber.Huber")  # of which no pair is left
+    assert compare.run([str(tmp_path / "sweep"), "--assert-equal"]) == 1
+    out, err = capsys.readouterr()
+    assert "error: 0 of 1 pairs are not equal within rtol=1e-05 and atol=1e-08, and 3 runs have no partner" in err
+    page = (tmp_path / "sweep/comparison.html").read_text()
+    for name in ("auto-1-losses.huber.Huber", "auto-2-losses.huber.Huber", "auto-2-losses.mse.MSE"):
+        path = folder.parent / name
+        assert f"warning: {path} has no partner, and is not compared" in out
+        assert f"{path} has no partner" in err
+        assert str(path) in page
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_the_default_directory_is_one_for_all():
 
 def test_names_hold_nothing_that_trips(monkeypatch):
     assert names() == ["default"]
-    assert names("trust=[a]", "seed=1") == ["seed-1"]
+    assert names("trust=[a]", "seed=1", "resume=must", "sweep.parallel=2") == ["seed-1"]
     assert len(names("seed=1,1,2")) == 2
     odd = names("data=csv", "data.target=y", "data.path='a/b=c.csv','a b=c.csv'")
     assert len(set(odd)) == 2
@@ -62,8 +62,11 @@ def test_bad_jobs_are_listed_and_none_starts(capsys):
         (["loss=nope", "seed=1,2"], "there is no such loss"),
         (["hydra.run.dir=x", "seed=1,2"], "type hydra.sweep.dir="),
         (["hydra.sweep.dir=x,y"], "can't be swept"),
+        (["resume=never,auto"], "can't be swept"),
         (["seed=interval(0,1)"], "range"),
         (["seed=range(0,1000000)"], "more than 10000"),
+        (["seed=range(0,0)"], r"seed=range\(0,0\) names no value, and so the sweep has no job"),
+        (["loss=glob(nope*)", "seed=1,2"], "names no value"),
         (["hydra.sweep.dir=../x", "seed=1,2"], "hydra.sweep.dir"),
         (["seed=[1"], "can't be read"),
     ],

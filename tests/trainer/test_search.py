@@ -299,6 +299,19 @@ def test_a_study_may_be_elsewhere(jobs):
     assert not Path("here/optuna.db").exists()
 
 
+def test_a_database_that_is_damaged_while_trials_run_is_named(here, monkeypatch, refused):
+    def end(job: Job) -> Outcome:
+        Path("here/optuna.db").write_bytes(b"no database")
+        return parabola(job)
+
+    ran = play(monkeypatch, end)
+    for num_jobs in (1, 1):  # the second time before any trial
+        said = refused(*LINE, "sweep.optuna.trials=3")
+        assert "the study in here/optuna.db can't be used: " in said
+        assert "file is not a database; type sweep.optuna.storage=sqlite:///FILE.db" in said
+        assert len(ran) == num_jobs
+
+
 @pytest.mark.fault(rows=[24])
 def test_a_file_names_no_database(jobs, refused, tmp_path):
     text = "# @package _global_\nsweep:\n  optuna:\n    trials: 3\n    storage: sqlite:///canary.db\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.fake_jobs import FAILURES, is_alive, wait_until
+from tests.trainer.fake_jobs import FAILURES, install, is_alive, wait_until
 from tests.trainer.processes import ROOT
 from trainer import cli, expansion
 from trainer.json_files import read_json
@@ -61,6 +61,27 @@ def test_a_signal_ends_the_job_once_and_the_sweep_after_it(fake, number):
     assert "not run" in out
     assert not (fake / "here" / "seed-0").exists()
     assert not is_alive(int((job_dir / "pid").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.fault(rows=[14])
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_an_interrupt_while_a_job_is_still_imported_is_no_traceback(tmp_path, monkeypatch, capfd, parallel):
+    early = "import os, signal, sys\nif any('spawn_main' in word for word in sys.orig_argv):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    install(tmp_path, monkeypatch, early)  # as Ctrl-C does, which every process of a terminal hears
+    assert cli.main(["-m", "seed=1", "loss=mse,mae", f"sweep.parallel={parallel}", "hydra.sweep.dir=here"]) == 1
+    failures = sorted(capfd.readouterr().err.splitlines())
+    assert failures == [f"[{i}/2] loss={loss} failed: interrupted  (here/seed-1_loss-{loss})" for i, loss in ((1, "mse"), (2, "mae"))]
+
+
+@pytest.mark.fault(rows=[7])
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_directory_that_takes_no_files_is_refused_before_any_job(tmp_path, capfd, parallel):
+    (tmp_path / "file").touch()
+    assert cli.main(["-m", "seed=1,2", f"sweep.parallel={parallel}", f"hydra.sweep.dir={tmp_path / 'file'}"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == [f"error: hydra.sweep.dir={tmp_path / 'file'} can't be written: File exists; type a directory you may write"]
 
 
 @pytest.mark.slow
@@ -152,9 +173,12 @@ def test_a_sweep_ends_in_its_comparison(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_results_are_the_same_whatever_runs_beside_them(tmp_path):
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_results_are_the_same_whatever_runs_beside_them(tmp_path, monkeypatch, model):
+    if model == "cnn":  # whose sums on the CPU are taken apart by the number of threads, of which jobs at once have a share each
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
     for parallel in (1, 2):
-        overrides = ["-m", "seed=1,2", "trainer.steps=60", "trainer.eval_every=30", f"sweep.parallel={parallel}"]
+        overrides = ["-m", "seed=1,2", f"model={model}", "trainer.steps=60", "trainer.eval_every=30", f"sweep.parallel={parallel}"]
         assert cli.main([*overrides, f"hydra.sweep.dir={tmp_path / str(parallel)}"]) == 0
     for path in (tmp_path / "1").glob("*/metrics.jsonl"):
         assert path.read_bytes() == (tmp_path / "2" / path.parent.name / path.name).read_bytes()
