@@ -27,6 +27,10 @@ def run(arguments: Sequence[str]) -> int:
         print(_HELP)
         return 0
     wanted = stored.read(options, _COMMAND)
+    output = Path(options.output or wanted.path / "evaluation.json")
+    stored.check_output(output, "--output", wanted)
+    if options.csv:
+        stored.check_output(Path(options.csv), "--csv", wanted)
     from trainer import job
 
     job.import_tensorflow()
@@ -50,7 +54,6 @@ def run(arguments: Sequence[str]) -> int:
             "recorded": {tag: plain(value) for tag, value in recorded.items()} or None,
             "equals_recorded": equal(metrics, recorded) if recorded else None,
         }
-        output = Path(options.output or wanted.path / "evaluation.json")
         text = json.dumps(wanted.hide(content), indent=2, allow_nan=False) + "\n"
         stored.write(output, "--output", lambda file: file.write(text.encode()))
         if options.csv:
