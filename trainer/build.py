@@ -161,8 +161,9 @@ def build_data(job: Job, loss: Loss, tell: bool = True) -> Prepared:
     else:
         examples = source.load()
         if not isinstance(examples, Examples):
-            where = f"{_name(job.config.data)}.load()"
-            raise ConfigError(f"{where} must return trainer.data.base.Examples; it returned {type(examples).__name__}")
+            raise ConfigError(
+                f"{_name(job.config.data)}.load() must return trainer.data.base.Examples; it returned {type(examples).__name__}"
+            )
         data = prepare(examples, source.kind, want, shared)
     if tell:
         _tell(job, source, data)
