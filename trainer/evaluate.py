@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         batch_size = wanted.given.config.data.batch_size
         metrics = evaluation.make_evaluate(learner, data, batch_size)()
         recorded = stored.recorded(wanted.path, wanted.snapshot.step) if is_own else {}
+        _print(wanted, metrics, recorded, len(data.evaluation))
         content = {
             "run": str(wanted.path),
             "step": wanted.snapshot.step,
@@ -60,7 +61,6 @@ def run(arguments: Sequence[str]) -> int:
             reading = Reading(learner.loss, data)
             found = evaluation.each(learner, data, batch_size, reading.tensors)
             stored.write(Path(options.csv), "--csv", lambda file: write_csv(file, _tables(found, reading)))
-    _print(wanted, metrics, recorded, len(data.evaluation))
     say(f"{output} has them" + (f", {options.csv} those of each example" if options.csv else ""))
     return 0
 
