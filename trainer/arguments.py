@@ -28,14 +28,14 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {hint}")
 
 
-def run_folder(given: str | None, command: str) -> Path:
-    """The directory of the run that a command was given.
+def run_folder(given: str | None, command: str, rest: str = "") -> Path:
+    """The directory of the run that a command was given; `rest` is what else the command wants.
 
     Raises:
         ConfigError: none was given, it can't be read, or there is no run in it; with what to type.
     """
     if not given:
-        raise ConfigError(f"which run? {_for_example(Path('outputs'), command)}")
+        raise ConfigError(f"which run? {_for_example(Path('outputs'), command, rest)}")
     path = Path(given).parent if Path(given).name == "checkpoints" else Path(given)
     try:
         is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
@@ -43,15 +43,15 @@ def run_folder(given: str | None, command: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"the run in {path} can't be read: {reason}: type a directory that you may read") from error
     if not is_run:
-        raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'), command)}")
+        raise ConfigError(f"there is no run in {path}: {_for_example(path if path.is_dir() else Path('outputs'), command, rest)}")
     return path
 
 
-def _for_example(folder: Path, command: str) -> str:
+def _for_example(folder: Path, command: str, rest: str) -> str:
     """What to type: the newest run within a folder, where there is any."""
     found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/checkpoints")]
     run = max(found, key=lambda path: path.stat().st_mtime, default="RUN")
-    return f"type {command} {run}" + (", with RUN the directory of a run" if run == "RUN" else "")
+    return f"type {command} {run}{rest and f' {rest}'}" + (", with RUN the directory of a run" if run == "RUN" else "")
 
 
 def main(run: Callable[[Sequence[str]], int]) -> NoReturn:

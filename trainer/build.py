@@ -152,19 +152,22 @@ def build_source(job: Job) -> tuple[Source, schema.Data]:
     return _call(found, arguments, f"data={job.choices['data']}"), shared
 
 
-def build_data(job: Job, loss: Loss) -> Prepared:
-    """The examples, fitted to what the loss wants."""
+def build_data(job: Job, loss: Loss, tell: bool = True) -> Prepared:
+    """The examples, fitted to what the loss wants; what a user should know of them is said, unless `tell` is false."""
     source, shared = build_source(job)
     want = fitted(job, source, loss)
     if isinstance(source, StreamedSource):
-        prepared = prepare_streamed(source, source.kind, want, shared)
-        if prepared.num_sampled is not None:
-            say(f"data={job.choices['data']}: mean and spread are those of {prepared.num_sampled} examples, drawn from the training part")
-        return _said(job, prepared)
-    examples = source.load()
-    if not isinstance(examples, Examples):
-        raise ConfigError(f"{_name(job.config.data)}.load() must return trainer.data.base.Examples; it returned {type(examples).__name__}")
-    return _said(job, prepare(examples, source.kind, want, shared))
+        data = prepare_streamed(source, source.kind, want, shared)
+    else:
+        examples = source.load()
+        if not isinstance(examples, Examples):
+            raise ConfigError(
+                f"{_name(job.config.data)}.load() must return trainer.data.base.Examples; it returned {type(examples).__name__}"
+            )
+        data = prepare(examples, source.kind, want, shared)
+    if tell:
+        _tell(job, source, data)
+    return data
 
 
 def fitted(job: Job, source: Source, loss: Loss) -> str:
@@ -179,17 +182,18 @@ def fitted(job: Job, source: Source, loss: Loss) -> str:
         raise ConfigError(
             f"data={job.choices['data']} has {source.kind} targets; the loss {loss.name} takes {' or '.join(loss.targets)}: {advice}"
         )
-    if job.config.data.get("targets") == "auto":
-        say(f"{job.config.data.path}: the targets are read as {source.kind}; data.targets= says otherwise")
     return want
 
 
-def _said(job: Job, data: Prepared) -> Prepared:
+def _tell(job: Job, source: Source, data: Prepared) -> None:
+    if job.config.data.get("targets") == "auto":
+        say(f"{job.config.data.path}: the targets are read as {source.kind}; data.targets= says otherwise")
+    if data.num_sampled is not None:
+        say(f"data={job.choices['data']}: mean and spread are those of {data.num_sampled} examples, drawn from the training part")
     if not data.resident:
         num_examples = len(data.train) + len(data.evaluation)
         size = num_examples * data.first.features.nbytes / 2**20
         say(f"data={job.choices['data']}: {num_examples} examples, {size:.0f} MB of features, are streamed")
-    return data
 
 
 def _fitting_data(loss: Loss) -> list[str]:

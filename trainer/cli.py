@@ -136,6 +136,11 @@ def _print_config(part: str, overrides: Sequence[str], config_dir: Path | None, 
     return 0
 
 
+def _options(command: str) -> list[str]:
+    parser = _parser() if command == "train" else importlib.import_module(f"trainer.{command}")._parser()
+    return list(parser._option_string_actions)
+
+
 def _complete(overrides: Sequence[str]) -> int:
     """What a shell asks for, once or at every press of the key."""
     from trainer import completion
@@ -152,7 +157,7 @@ def _complete(overrides: Sequence[str]) -> int:
     line = os.environ.get("COMP_LINE", "")
     if not line:
         raise ConfigError("-sc query is what the shell types; type gradtrain -sc install=" + shell)
-    for word in completion.candidates(line, list(COMMANDS), list(_parser()._option_string_actions)):
+    for word in completion.candidates(line, list(COMMANDS), _options):
         # bash is told to add no blank itself: it would, after a key and its equals sign too.
         print(f"{word} " if shell == "bash" and word[-1] not in "=./" else word)
     return 0

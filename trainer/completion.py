@@ -3,14 +3,16 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
 from trainer import config
 
-_WITH_SETTINGS = ("train", "check")  # commands that take GROUP=CHOICE and KEY=VALUE; the others take files
+_WITH_SETTINGS = ("train", "check")  # commands that take GROUP=CHOICE and KEY=VALUE; the others take files,
+_WITH_DATA = ("evaluate", "predict", "export")  # of which these take data behind the run
+_FORMATS = ("format=keras", "format=savedmodel", "format=onnx")
 
 # Each shell calls the command with the line up to the cursor, and offers its own file names where nothing else fits.
 _BASH = r"""
@@ -59,13 +61,13 @@ UNINSTALL = {
 }
 
 
-def candidates(line: str, commands: Sequence[str], options: Sequence[str]) -> list[str]:
+def candidates(line: str, commands: Sequence[str], options: Callable[[str], Sequence[str]]) -> list[str]:
     """What may stand in the place of the last, perhaps unfinished word of a line; nothing where files are what fits.
 
     Args:
         line: up to the cursor, the program's name first.
         commands: all there are.
-        options: those of the command that trains.
+        options: of a command.
     """
     _, *words = line.split() or [""]
     typed = words.pop() if words and not line[-1].isspace() else ""
@@ -74,16 +76,24 @@ def candidates(line: str, commands: Sequence[str], options: Sequence[str]) -> li
     command = words[0] if words and words[0] in commands else None
     found = [] if words else list(commands)
     if typed.startswith("-"):
-        found += options if command in (None, "train") else []
+        found += options(command or "train")
     elif {"-h", "--help"} & set(words):
         found += config.groups(config.config_dirs(config_dir))
     elif command in (None, *_WITH_SETTINGS) and words[-1:] not in (["-cd"], ["--config-dir"]):
         found += _settings([*(words if command is None else words[1:]), typed], config_dir)
+    elif command in _WITH_DATA and len(words) > 1:
+        found += _FORMATS if command == "export" and not set(_FORMATS) & set(words) else ()
+        if typed.startswith("data"):
+            found += _settings([*(word for word in words if word.startswith("data")), typed], config_dir)
+    elif command == "runs" and len(words) == 1 and len(typed) > 1:  # one letter may begin a folder's name as well
+        found += ("show", "prune")
     return sorted(word for word in set(found) if word.startswith(typed) and "=_" not in word)  # _base is no choice
 
 
 def _settings(words: Sequence[str], config_dir: Path | None) -> list[str]:
     """Groups, choices, keys and their values, by Hydra, for the last of the words."""
+    key, sign, _ = words[-1].partition("=")
+    asked = [*words[:-1], f"{key}=" if sign and "." in key else words[-1]]  # Hydra knows the value that a key has
     # A half-typed line that can't be read completes to nothing; nothing may be printed into the user's prompt.
     with (
         contextlib.suppress(Exception, SystemExit),
@@ -91,5 +101,7 @@ def _settings(words: Sequence[str], config_dir: Path | None) -> list[str]:
         contextlib.redirect_stderr(io.StringIO()),
         config.completion(config_dir) as hydra,
     ):
-        return DefaultCompletionPlugin(hydra.config_loader)._query("config", " ".join(words))
+        found = DefaultCompletionPlugin(hydra.config_loader)._query("config", " ".join(asked))
+        either = [f"{key}=true", f"{key}=false"]
+        return either if len(found) == 1 and found[0] in either else found
     return []

@@ -27,6 +27,10 @@ def run(arguments: Sequence[str]) -> int:
         print(_HELP)
         return 0
     wanted = stored.read(options, _COMMAND)
+    output = Path(options.output or wanted.path / "evaluation.json")
+    stored.check_output(output, "--output", wanted)
+    if options.csv:
+        stored.check_output(Path(options.csv), "--csv", wanted)
     from trainer import job
 
     job.import_tensorflow()
@@ -39,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         batch_size = wanted.given.config.data.batch_size
         metrics = evaluation.make_evaluate(learner, data, batch_size)()
         recorded = stored.recorded(wanted.path, wanted.snapshot.step) if is_own else {}
+        _print(wanted, metrics, recorded, len(data.evaluation))
         content = {
             "run": str(wanted.path),
             "step": wanted.snapshot.step,
@@ -50,14 +55,12 @@ def run(arguments: Sequence[str]) -> int:
             "recorded": {tag: plain(value) for tag, value in recorded.items()} or None,
             "equals_recorded": equal(metrics, recorded) if recorded else None,
         }
-        output = Path(options.output or wanted.path / "evaluation.json")
         text = json.dumps(wanted.hide(content), indent=2, allow_nan=False) + "\n"
         stored.write(output, "--output", lambda file: file.write(text.encode()))
         if options.csv:
             reading = Reading(learner.loss, data)
             found = evaluation.each(learner, data, batch_size, reading.tensors)
             stored.write(Path(options.csv), "--csv", lambda file: write_csv(file, _tables(found, reading)))
-    _print(wanted, metrics, recorded, len(data.evaluation))
     say(f"{output} has them" + (f", {options.csv} those of each example" if options.csv else ""))
     return 0
 

@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
         print(_HELP)
         return 0
     form, options.overrides = _format(options.overrides)
-    wanted = stored.read(options, _COMMAND)
+    wanted = stored.read(options, _COMMAND, f"format={form}", needs_targets=False)
     step = wanted.snapshot.step
     output = Path(options.output or wanted.path / "export" / f"step-{step:08d}{_FORMATS[form] or '-savedmodel'}")
     _check_output(output, form, options.output is None)
@@ -35,13 +35,14 @@ def run(arguments: Sequence[str]) -> int:
     from trainer.data.others import without_targets
     from trainer.predictions import Reading
 
-    exported.check_possible(form, wanted.job.config.precision.policy)
+    policy = wanted.job.config.precision.policy
+    exported.check_possible(form, policy)
     placement = build.build_placement(schema.Strategy(name="one_device"))
     with placement.scope():
         data, learner, source = restored.to_export(wanted, placement)
         part = without_targets(dataclasses.replace(data, of_features=None), source)
         features = part.rows(np.arange(min(exported.NUM_ROWS, len(part)))).features
-        told = exported.export(learner, Reading(learner.loss, data), features, form, output)
+        told = exported.export(learner, Reading(learner.loss, data), features, form, output, policy)
     versions = rundir.versions(("gradtrain", "tensorflow", "keras"))
     content = {"file": output.name, "format": form, "run": str(wanted.path), "step": step, "versions": versions} | told
     beside = output.with_name(f"{output.name}.json")

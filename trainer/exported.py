@@ -1,7 +1,9 @@
 """A run's model alone, for other programs: made of Keras' own layers, written, and read again by a new process before it counts."""
 
 import importlib.util
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ NUM_ROWS = 64  # that a written model is tried on
 # What may differ, in units of the largest output: between the model that is written and the run's, and between that and what is read again.
 _TOLERANCE = 1e-5
 _READ_AGAIN = {"keras": 1e-6, "savedmodel": 1e-6, "onnx": 1e-5}
+_IN_HALF = {"mixed_bfloat16": 3e-2, "mixed_float16": 4e-3}  # four units of the last digit: a graph rounds at other places
 _OURS = (Dropout, GaussianNoise, Positions, UnitBall)
 _ONNX = ("tf2onnx", "onnx", "onnxruntime")
 
@@ -70,7 +73,7 @@ def check_possible(form: str, policy: str) -> None:
         raise ConfigError(f"format=onnx takes models of precision=float32; this one has {policy}: type format=keras or format=savedmodel")
 
 
-def export(learner: Learner, reading: Reading, features: np.ndarray, form: str, path: Path) -> dict[str, Any]:
+def export(learner: Learner, reading: Reading, features: np.ndarray, form: str, path: Path, policy: str) -> dict[str, Any]:
     """Writes the model and tries it; nothing is left where it does not give the same again.
 
     The model takes features as the data have them, and gives predictions in the data's units where the outputs are the predictions. Where
@@ -82,6 +85,7 @@ def export(learner: Learner, reading: Reading, features: np.ndarray, form: str, 
         features: [n, ...] of real examples, as the data have them.
         form: keras, savedmodel or onnx.
         path: of the file or folder that is made.
+        policy: the run's precision.
 
     Returns:
         What is written beside it: what goes in and comes out, and how near it came.
@@ -100,7 +104,12 @@ def export(learner: Learner, reading: Reading, features: np.ndarray, form: str, 
         rows = features.reshape(-1, *features.shape[2:]) if learner.loss.items else features
         given = np.concatenate([np.asarray(model(part, training=False)) for part in (rows[:1], rows[1:]) if len(part)])
         expected = _expected(learner, reading, features, in_units)
-        off = _difference(given, expected)
+        if not np.isfinite(expected).all():
+            raise ConfigError(
+                f"format={form}: the outputs of the model are not finite on {len(features)} real examples, as where a run has diverged: "
+                "type --checkpoint STEP of an earlier one"
+            )
+        off, at_most = _difference(given, expected), _IN_HALF.get(policy, _READ_AGAIN[form])
         if not off <= _TOLERANCE:
             raise ConfigError(
                 f"format={form}: the model can't be written apart from its loss: {off:.1e} of its largest output would be lost "
@@ -114,10 +123,10 @@ def export(learner: Learner, reading: Reading, features: np.ndarray, form: str, 
         try:
             _write(model, form, folder / path.name)
             again = _difference(_read_again(form, folder / path.name, rows, folder), given)
-            if not again <= _READ_AGAIN[form]:
+            if not again <= at_most:
                 raise ConfigError(
                     f"format={form}: read again, the model gives other outputs: they differ by {again:.1e} of the largest one (at most "
-                    f"{_READ_AGAIN[form]:g}); nothing is left of it: type another format"
+                    f"{at_most:g}); nothing is left of it: type another format"
                 )
             (folder / path.name).rename(path)
         except OSError as error:
@@ -129,7 +138,7 @@ def export(learner: Learner, reading: Reading, features: np.ndarray, form: str, 
         "outputs": _outputs(learner, reading, given, in_units),
         "checked": {
             "num_rows": len(rows),
-            "read_again_in_a_new_process": {"largest_difference": again, "at_most": _READ_AGAIN[form], "to_the_bit": again == 0},
+            "read_again_in_a_new_process": {"largest_difference": again, "at_most": at_most, "to_the_bit": again == 0},
             "beside_the_run": {"largest_difference": off, "at_most": _TOLERANCE},
             "differences_are": "shares of the largest output",
         },
@@ -240,6 +249,7 @@ def _write(model: keras.Model, form: str, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras' and its converters', about NumPy
+            logging.disable()  # what a converter logs of an operation, the file that can't be read will tell
             if form == "keras":
                 model.save(path)
             else:
@@ -249,6 +259,8 @@ def _write(model: keras.Model, form: str, path: Path) -> None:
     except Exception as error:  # a converter that does not know an operation says so in whatever way
         line = str(error).strip().partition("\n")[0]
         raise ConfigError(f"format={form}: the model can't be converted: {type(error).__name__}: {line}: type another format") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _read_again(form: str, path: Path, rows: np.ndarray, folder: Path) -> np.ndarray:
@@ -259,6 +271,8 @@ def _read_again(form: str, path: Path, rows: np.ndarray, folder: Path) -> np.nda
     done = subprocess.run(line, env=os.environ | quiet, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        unknown = re.search(r"No Op registered for (\w+)", said)
+        said = f"ONNX has no operation {unknown[1]}" if unknown else said
         raise ConfigError(f"format={form}: the model can't be read again, and nothing is left of it: {said}: type another format")
     return np.load(folder / "outputs.npy", allow_pickle=False)
 

@@ -24,19 +24,20 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if options.output and Path(options.output).suffix not in _SUFFIXES:
         raise ConfigError(f"--output={options.output}: must end in {', '.join(_SUFFIXES)}; type for example --output predictions.csv")
-    wanted = stored.read(options, _COMMAND)
+    wanted = stored.read(options, _COMMAND, needs_targets=False)
+    output = Path(options.output or wanted.path / "predictions.csv")
+    stored.check_output(output, "--output", wanted)
     from trainer import job
 
     job.import_tensorflow()
     from trainer import build, evaluation, predictions, restored
 
-    output = Path(options.output or wanted.path / "predictions.csv")
     placement = build.build_placement(schema.Strategy(name="one_device"))
     with placement.scope():
         data, learner, part, rows = restored.to_predict(wanted, placement)
         reading = predictions.Reading(learner.loss, data)
         batch_size = evaluation.batch_size_of(learner, data, wanted.given.config.data.batch_size)
-        pieces = predictions.predict(learner, reading, part, batch_size)
+        pieces = _watched(predictions.predict(learner, reading, part, batch_size))
         stored.write(output, "--output", lambda file: _write(file, output.suffix, pieces, reading, rows))
     what = "predictions" if reading.predicts else f"outputs: the loss {learner.loss.name} has no predictions to be compared with targets"
     say(f"{len(part)} examples, by the model of step {wanted.snapshot.step}; {output} has the {what}")
@@ -62,6 +63,16 @@ def _parser() -> Parser:
     return parser
 
 
+def _watched(pieces: Iterator[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """The same; at their end it is said if there are outputs that nobody should take for predictions."""
+    num = 0
+    for piece in pieces:
+        num += int((~np.isfinite(piece[0])).reshape(len(piece[0]), -1).any(axis=1).sum())
+        yield piece
+    if num:
+        say(f"warning: the outputs for {num} of the examples are not finite")
+
+
 def _write(file: IO[bytes], suffix: str, pieces: Iterator[list[np.ndarray]], reading: Any, rows: np.ndarray) -> None:
     if suffix == ".csv":
         write_csv(file, _tables(pieces, reading, rows))
@@ -79,7 +90,7 @@ def _tables(pieces: Iterator[list[np.ndarray]], reading: Any, rows: np.ndarray) 
     position = 0
     for outputs, *predicted in pieces:
         if not position and not fits(outputs):
-            say(f"the model gives {outputs[0].size} numbers for an example: they are in a file of --output NAME.npz")
+            say(f"the model gives {outputs[0].size} numbers for an example, which are left out: --output NAME.npz has them")
         table = {"row": rows[position : position + len(outputs)]}
         position += len(outputs)
         if predicted:

@@ -87,9 +87,13 @@ def to_export(run: Stored, placement: build.Placement) -> tuple[Prepared, Learne
 
 
 def _without_its_data(run: Stored, placement: build.Placement) -> tuple[Prepared, Learner]:
-    """As `with_its_data`, where the data need not be there: zeros stand for them."""
+    """As `with_its_data`, where the data need not be there: zeros stand for them, unless data.json is missing."""
     path = run.path / "data.json"
-    data = stand_in(read_json(path), str(path))
+    content = read_json(path)
+    if content is None:  # of an earlier version, or lost
+        say(f"warning: {path}, which says what the run's data were, is missing or damaged: its own data are read instead")
+        return with_its_data(run.job, placement, run.snapshot, run.path)
+    data = stand_in(content, str(path))
     if _checksum(run.snapshot) != data.fingerprint():
         raise CheckpointError(f"{path} is not of the data that the checkpoint of step {run.snapshot.step} has seen: bring it back")
     _, data, learner, _ = build_all(run.job, data, placement)
@@ -106,6 +110,6 @@ def _checksum(snapshot: Snapshot) -> str:
 def _comes_to_the_same(job: Job, snapshot: Snapshot) -> bool:
     """Whether a job's data are those that a checkpoint has seen, such as a file that was moved."""
     try:
-        return build.build_data(job, build.build_loss(job)).fingerprint() == _checksum(snapshot)
+        return build.build_data(job, build.build_loss(job), tell=False).fingerprint() == _checksum(snapshot)
     except UserError:  # too few to be divided, or of other kinds: said where they are used
         return False

@@ -23,6 +23,12 @@ from trainer import __version__, secrets
 from trainer.errors import CheckpointError, ConfigError
 from trainer.json_files import read_json
 
+# What a run writes beside checkpoints and tensorboard; that by which it is known last.
+FILES = (
+    "metrics.jsonl", "summary.json", "environment.json", "data.json", "divergence.json", "mlflow.json", "overrides.txt", "config.yaml",
+    "status.json",
+)  # fmt: skip
+
 # Keys that may change between a run and its continuation: they don't change what is learned, or say how long to learn.
 _MAY_CHANGE = (
     "resume", "trust", "gradient", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.eval_every", "trainer.steps_per_call",

@@ -4,9 +4,13 @@ What it reads may be of others, or damaged: such a run is listed as what it is, 
 """
 
 import contextlib
+import datetime
 import fcntl
+import fnmatch
 import math
+import operator
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,13 +32,13 @@ from trainer.validation import shown, suggestion
 
 _COMMAND = "python -m trainer.runs"
 _DEEPEST = 6  # folders below the one that is asked for
-_MOST_METRICS = 4  # columns of the table
+_MOST_METRICS = 4  # columns of the table, beside those that are asked for
+_MOST_VALUES = 20  # of a key, to choose from in a message
 # All that a run makes in its directory; those by which it is known last, so that what is removed by half is still known.
-_MADE = (
-    "tensorboard", "checkpoints", "metrics.jsonl", "summary.json", "environment.json", "data.json", "divergence.json", "evaluation.json",
-    "predictions.csv", "overrides.txt", "config.yaml", "status.json",
-)  # fmt: skip
+_MADE = ("tensorboard", "checkpoints", "evaluation.json", "predictions.csv", *rundir.FILES)
 _KEYS = ("run", "state", "loss", "mode", "model", "data", "seed", "steps", "when", "size")
+_FILTER = re.compile(r"([^=!<>]+)(=|!=|<=|>=|<|>)(.*)", re.DOTALL)
+_ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
             raise ConfigError(f"{options.words[1]}: one run is shown at a time: type {_COMMAND} show {options.words[0]}")
         _show(inventory.look(_given(options.words), Path()))
         return 0
-    folder, filters = _folder(options.words), [word for word in options.words if "=" in word]
+    folder, filters = _folder(options.words), [word for word in options.words if _FILTER.fullmatch(word)]
     listed = [inventory.look(path, folder) for path in inventory.find(folder, _DEEPEST)]
     chosen = _sorted(_filtered(listed, filters), options.sort or "when", options.reverse)
     if command == "prune":
@@ -60,9 +64,10 @@ def run(arguments: Sequence[str]) -> int:
     if not listed:
         say(f"there is no run in {folder}")
     elif not chosen:
-        say(f"none of {_counted(len(listed))} in {folder} is {' '.join(filters)}")
+        say(printable(f"none of {_counted(len(listed))} in {folder} is {' '.join(filters)}{_meant(listed, filters)}"))
     else:
-        _print(chosen, f"{f'{len(chosen)} of ' if len(chosen) < len(listed) else ''}{_counted(len(listed))} in {folder}")
+        title = f"{f'{len(chosen)} of ' if len(chosen) < len(listed) else ''}{_counted(len(listed))} in {folder}"
+        _print(chosen, title, [*(_parts(word)[0] for word in filters), *([options.sort] if options.sort else [])])
     return 0
 
 
@@ -70,9 +75,10 @@ _HELP = f"""{_COMMAND} [FOLDER] [KEY=VALUE ...] [--sort KEY] [--reverse]
 {_COMMAND} show RUN
 {_COMMAND} prune [FOLDER] [KEY=VALUE ...] [--older-than DAYS] [--keep N] [--yes]
 
-Lists the runs in a folder (outputs) and the folders in it; with KEY=VALUE those alone of which it holds, as in loss=mse state=done, or
-seed=1,2 for either. KEY is one of {", ".join(_KEYS[:-2])}, a metric such as
-eval/accuracy, or any key of the configuration, such as optimizer.learning_rate. show tells all of one run.
+Lists the runs in a folder (outputs) and the folders in it; with KEY=VALUE those alone of which it holds, as in loss=mse state=done,
+seed=1,2 for either, or "run=sweeps/*"; != is the contrary. KEY is one of {", ".join(_KEYS[:-2])}, a metric
+such as eval/accuracy, or any key of the configuration, such as optimizer.learning_rate. Numbers are compared by <, <=, > and >=, in
+quotes: "eval/accuracy>0.9", "loss<0.1" (the number), "size>1e6" (bytes), "when>=2026-11-27". show tells all of one run.
 
 prune lists the runs that it would remove, and with --yes removes them: what a run has made in its directory, and the directory where
 nothing else is in it. A running one stays, and so does what is no run of this program.
@@ -104,31 +110,59 @@ def _given(words: Sequence[str]) -> Path:
 
 
 def _folder(words: Sequence[str]) -> Path:
-    named = [word for word in words if "=" not in word]
-    if len(named) > 1:
-        raise ConfigError(f"{named[1]}: one folder at a time; what is to hold of the runs is typed KEY=VALUE, as in state=done")
+    named = [word for word in words if not _FILTER.fullmatch(word)]
     folder = Path(named[0] if named else "outputs")
     if "\0" in str(folder) or not os.path.isdir(folder):  # noqa: PTH112  # False also of a name that no file system takes
         close = suggestion(str(folder), ["show", "prune"])
         raise ConfigError(f"there is no folder {folder}{close if 'mean' in close else f'; type {_COMMAND} FOLDER'}")
+    if len(named) > 1:
+        raise ConfigError(f"{named[1]}: one folder at a time; what is to hold of the runs is typed KEY=VALUE, as in state=done")
     return folder
 
 
 def _filtered(listed: Sequence[Run], filters: Sequence[str]) -> list[Run]:
     chosen = list(listed)
     for word in filters:
-        key, _, wanted = word.partition("=")
+        key, sign, wanted = _parts(word)
         _check_key(key, listed)
+        if sign in _ORDERS:
+            limit = _limit(key, sign, wanted)
+            numbers = [_number(each.final.get(key) if key in inventory.GROUPS else each.value(key)) for each in chosen]
+            chosen = [each for each, number in zip(chosen, numbers, strict=True) if number is not None and _ORDERS[sign](number, limit)]
+            continue
         values = [wanted] if wanted.startswith("[") else wanted.split(",")
-        chosen = [each for each in chosen if any(_is(each.value(key), value) for value in values)]
+        chosen = [each for each in chosen if any(_is(each.value(key), value) for value in values) is (sign == "=")]
     return chosen
+
+
+def _parts(word: str) -> tuple[str, str, str]:
+    """Of a filter: the key, what stands between, and the value."""
+    found = _FILTER.fullmatch(word)
+    return (found[1], found[2], found[3]) if found else (word, "=", "")
+
+
+def _limit(key: str, sign: str, wanted: str) -> float:
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.datetime.fromisoformat(wanted).timestamp() if key == "when" else float(wanted)
+    example = "2026-11-27" if key == "when" else "0.5"
+    what = "a day, or a day and a time" if key == "when" else "a number"
+    raise ConfigError(f"{key}{sign}{wanted}: {wanted or 'nothing'} is not {what}: type for example '{key}{sign}{example}'")
 
 
 def _is(found: Any, wanted: str) -> bool:
     with contextlib.suppress(RecursionError):  # of lists nested without end
-        if shown(found).lower() == wanted.lower():
+        if fnmatch.fnmatchcase(shown(found).lower(), wanted.lower().replace("[", "[[]")):
             return True
     return _number(found) is not None and _number(found) == _number(wanted)
+
+
+def _meant(listed: Sequence[Run], filters: Sequence[str]) -> str:
+    """What there is in the place of the first value that no run has."""
+    for word in filters:
+        key, sign, wanted = _parts(word)
+        if sign == "=" and not _filtered(listed, [word]):
+            return suggestion(wanted, sorted({_shown(each.value(key)) for each in listed} - {""})[:_MOST_VALUES])
+    return ""
 
 
 def _number(value: Any) -> float | None:
@@ -169,8 +203,10 @@ def _tags(runs: Sequence[Run]) -> list[str]:
     return ["loss", *sorted(counts, key=lambda tag: -counts[tag])[: _MOST_METRICS - 1]]
 
 
-def _print(runs: Sequence[Run], title: str) -> None:
+def _print(runs: Sequence[Run], title: str, asked: Sequence[str] = ()) -> None:
+    """The table; it has the keys that are asked for too."""
     tags = _tags(runs)
+    tags += [key for key in dict.fromkeys(asked) if key not in (*_KEYS, *tags)]
     table = Table(title=Text(printable(title)), title_justify="left")
     for heading in ("Run", "State", "Loss", "Mode", "Model", "Data"):
         table.add_column(heading, overflow="fold")
@@ -178,7 +214,7 @@ def _print(runs: Sequence[Run], title: str) -> None:
         table.add_column(Text(printable(heading)), justify="right")
     for each in runs:
         cells = [each.value(key) for key in ("run", "state", "loss", "mode", "model", "data", "seed", "steps")]
-        numbers = [_shown(each.final.get(tag)) for tag in tags]
+        numbers = [_shown(each.final.get(tag) if tag == "loss" else each.value(tag)) for tag in tags]
         style = {"failed": "red", "killed": "red", "damaged": "bold red", "running": "green"}.get(each.state)
         row = [*map(_shown, cells), *numbers, _when(each.changed), _megabytes(each.num_bytes)]
         table.add_row(*(Text(cell) for cell in row), style=style)
@@ -217,7 +253,7 @@ def _show(one: Run) -> None:
     rows |= {key: one.value(key) for key in ("loss", "mode", "model", "data", "seed", "steps")}
     rows |= {"when": _when(one.changed), "size": _megabytes(one.num_bytes)}
     rows |= {"asked for": " ".join(rundir.stored_overrides(one.path))}
-    rows |= {tag: value for tag, value in one.final.items() if tag == "loss" or tag.startswith("eval/")}
+    rows |= {"final loss": one.final.get("loss")} | {tag: value for tag, value in one.final.items() if tag.startswith("eval/")}
     rows |= {"best": ", ".join(f"{tag} {_shown(value)}" for tag, value in best.items()) if isinstance(best, dict) else None}
     rows |= {"checkpoints": ", ".join(f"step {step}" for step in found) or "none"}
     for name, value in rows.items():

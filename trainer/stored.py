@@ -72,26 +72,41 @@ def parser(command: str) -> Parser:
     return made
 
 
-def read(options: argparse.Namespace, command: str) -> Stored:
+def read(options: argparse.Namespace, command: str, rest: str = "", needs_targets: bool = True) -> Stored:
     """The run that a command line names.
 
     Args:
         options: of `parser`, or of one that has more.
         command: what the user types, for messages.
+        rest: what else it wants, for messages too.
+        needs_targets: whether those of other data are read.
 
     Raises:
         ConfigError: there is no such run; it was made with other configuration files; what is typed is not of data.
         CheckpointError: it has no such checkpoint, or a damaged one.
     """
-    path = run_folder(options.run, command)
+    path = run_folder(options.run, command, rest)
     _check_typed(options.overrides, command)
     _check_which(options.checkpoint)
     config_dir = Path(options.config_dir) if options.config_dir is not None else None
     trusted = [word for word in options.overrides if _key(word) == "trust"]
     own = _own_job(path, trusted, config_dir)
     data = [word for word in options.overrides if word not in trusted]
-    other = job_of(path, [*trusted, *data], config_dir, own.choices) if data else None
+    other = _other_job(path, own, [*trusted, *data], config_dir, needs_targets) if data else None
     return Stored(path, own, other, checkpoint(path, options.checkpoint))
+
+
+def _other_job(path: Path, own: Job, typed: list[str], config_dir: Path | None, needs_targets: bool) -> Job:
+    """The run's job with the data that are typed."""
+    keys = [_key(word) for word in typed]
+    if "data=csv" in typed and own.choices["data"] != "csv" and "data.target" not in keys and not needs_targets:
+        typed = [*typed, "data.target=''"]  # a key that must be given, of a column that is not read
+    try:
+        return job_of(path, typed, config_dir, own.choices)
+    except ConfigError as error:
+        if "data" in keys:
+            raise
+        raise ConfigError(f"{error}; the run has data={own.choices['data']}, and other ones are typed with data=CHOICE too") from error
 
 
 def job_of(path: Path, typed: Sequence[str], config_dir: Path | None, choices: Mapping[str, str] | None = None) -> Job:
@@ -217,6 +232,27 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def check_output(path: Path, option: str, run: Stored) -> None:
+    """Refuses to write over what a run has recorded, or over the data that it is given.
+
+    Raises:
+        ConfigError: with what to type.
+    """
+    read = [run.path / name for name in rundir.FILES]
+    data = run.given.config.data.get("path")
+    if isinstance(data, str):
+        folder = Path(data).expanduser()
+        read += [folder, folder / path.name]
+    if any(_is_same(path, one) for one in read):
+        raise ConfigError(f"{path} holds what is read, and would be overwritten: type {option}=FILE, another one")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return path.samefile(other)
+    return False
 
 
 def write(path: Path, option: str, content: Callable[[IO[bytes]], object]) -> None:

@@ -140,7 +140,7 @@ class Tracker:
                 self._failing, pause, wait = False, _PAUSES[0], _POLL
             except Exception as error:  # whatever a server, a proxy or the client comes up with
                 self._failing = True
-                self._warn(describe(error))
+                self._warn(describe(_innermost(error)))
                 if ending:
                     return
                 wait, pause = pause, min(2 * pause, _PAUSES[1])
@@ -243,6 +243,15 @@ class Tracker:
 
 def _uri(settings: schema.Logging) -> str:
     return settings.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def _innermost(error: Exception) -> Exception:
+    """Of errors that a client wraps in others, the one that the system or the network gave: connection refused, name not known."""
+    found, deeper = error, error.__cause__ or error.__context__
+    while deeper is not None:
+        found = deeper if isinstance(deeper, OSError) else found
+        deeper = deeper.__cause__ or deeper.__context__
+    return found
 
 
 def _experiment(client: Any, name: str) -> str:

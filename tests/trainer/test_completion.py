@@ -14,7 +14,7 @@ import pytest
 
 from trainer import cli, completion
 
-COMMANDS, OPTIONS = list(cli.COMMANDS), ["--help", "-h", "--config-dir", "-m"]
+COMMANDS = list(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,29 @@ COMMANDS, OPTIONS = list(cli.COMMANDS), ["--help", "-h", "--config-dir", "-m"]
         ("gradtrain --c", ["--config-dir"], ["-m", "check"]),
         ("gradtrain -m seed=1 loss=mse,hu", [], ["loss=huber"]),
         ("gradtrain --help exp", ["experiment"], ["experiment="]),
+        ("gradtrain evaluate outputs/x --c", ["--csv", "--checkpoint", "--config-dir"], ["--cfg"]),
+        ("gradtrain runs --o", ["--older-than"], []),
+        ("gradtrain check --m", ["--mutants"], ["--multirun"]),
+        ("gradtrain runs sh", ["show"], ["prune"]),
+        ("gradtrain export outputs/x ", ["format=keras", "format=onnx"], ["data="]),
+        ("gradtrain export outputs/x format=keras data=di", ["data=digits", "data=diabetes"], ["format=onnx"]),
+        ("gradtrain predict outputs/x data=csv data.", ["data.path=", "data.delimiter="], ["data.path=new.csv"]),
+        ("gradtrain trainer.dry_run=", ["trainer.dry_run=true", "trainer.dry_run=false"], []),
+        ("gradtrain trainer.dry_run=t", ["trainer.dry_run=true"], ["trainer.dry_run=false"]),
+        ("gradtrain trainer.log_every=", ["trainer.log_every=1"], []),
     ],
 )
 def test_commands_options_and_groups(line, expected, unexpected):
-    found = completion.candidates(line, COMMANDS, OPTIONS)
+    found = completion.candidates(line, COMMANDS, cli._options)
     assert [word for word in expected if word not in found] == []
     assert [word for word in unexpected if word in found] == []
 
 
-@pytest.mark.parametrize("line", ["gradtrain checkpoints outputs/x", "gradtrain --config-dir my", "gradtrain compare "])
-def test_where_files_are_what_fits_nothing_is_offered(line):
-    assert completion.candidates(line, COMMANDS, OPTIONS) == []
+@pytest.mark.parametrize(
+    "rest", ["checkpoints outputs/x", "--config-dir my", "compare ", "export ", "predict outputs/x ", "runs ", "runs s"]
+)
+def test_where_files_are_what_fits_nothing_is_offered(rest):
+    assert completion.candidates(f"gradtrain {rest}", COMMANDS, cli._options) == []
 
 
 # Line -> what it has become after the key is pressed.

@@ -85,8 +85,3 @@ def test_damaged_descriptions_are_refused(keys, value):
     node[keys[-1]] = value
     with pytest.raises(CheckpointError, match=r"run/data\.json is damaged"):
         stand_in(content, "run/data.json")
-
-
-def test_a_missing_description_is_said(tmp_path):
-    with pytest.raises(CheckpointError, match=r"run/data\.json is missing or damaged"):
-        stand_in(None, "run/data.json")

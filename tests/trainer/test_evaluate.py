@@ -172,6 +172,14 @@ def test_a_secret_is_in_no_file(tmp_path, here, monkeypatch):
     assert "data.password=***" in found
 
 
+def test_what_can_not_be_written_is_printed_before(tmp_path, capsys):
+    run = trained(tmp_path / "run", "model=linear")
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"can't be written: .*type --output=FILE"):
+        evaluate.run([str(run), "--output", str(run / "status.json" / "x.json")])
+    assert "eval/accuracy" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_as_users_type_it(tmp_path):
     run = trained(tmp_path / "run", "model=linear")

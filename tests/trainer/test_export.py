@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.command_line import configuration
-from trainer import config, export, exported, job, predict
+from trainer import config, export, exported, job, predict, snapshots
 from trainer.errors import ConfigError
 
 SHORT = (
@@ -98,6 +99,42 @@ def test_what_is_written_gives_the_same(tmp_path, in_this_process, kind):
         assert len(told["inputs"]["tokens"]) == found.shape[-1]
 
 
+def test_half_precision_may_round_elsewhere(tmp_path, monkeypatch):
+    run = trained(tmp_path / "run", *KINDS["half precision"])
+    given = []
+
+    def off(share):
+        def read(form, path, rows, folder):
+            outputs = given[-1]
+            return outputs * (1 + share)
+
+        return read
+
+    difference = exported._difference
+    monkeypatch.setattr(exported, "_difference", lambda found, expected: given.append(expected) or difference(found, expected))
+    monkeypatch.setattr(exported, "_read_again", off(0.01))
+    assert export.run([str(run), "format=savedmodel"]) == 0
+    monkeypatch.setattr(exported, "_read_again", off(0.1))
+    with pytest.raises(ConfigError, match=r"differ by 1\.0e-01 of the largest one \(at most 0\.03\)"):
+        export.run([str(run), "format=keras"])
+
+
+def test_a_model_that_has_diverged_is_not_written(tmp_path):
+    run = trained(tmp_path / "run", "data=diabetes", "loss=mse", "model=linear")
+    found = snapshots.load(run / "checkpoints" / "step-00000020")
+    weights = next(name for name, array in found.arrays.items() if array.dtype.kind == "f" and array.ndim == 2)
+    found.arrays[weights] = np.full_like(found.arrays[weights], np.inf)
+    shutil.rmtree(run / "checkpoints" / "step-00000020")
+    snapshots.save(run / "checkpoints", found, 9, None)
+    with pytest.raises(ConfigError, match=r"the outputs of the model are not finite .* type --checkpoint STEP of an earlier one"):
+        export.run([str(run), "format=keras"])
+
+
+def test_the_hint_for_a_run_that_is_not_there_has_the_format():
+    with pytest.raises(ConfigError, match=r"there is no run in nowhere: type python -m trainer\.export \S+ format=onnx"):
+        export.run(["nowhere", "format=onnx"])
+
+
 def job_source(run):
     from trainer import build, stored
 
@@ -138,7 +175,7 @@ def test_onnx_of_many_models(tmp_path, kind):
 def test_an_operation_that_onnx_lacks_is_said(tmp_path):
     """Keras' exact gelu is made of Erfc, which tf2onnx hands on as it is."""
     run = trained(tmp_path / "run", *KINDS["tokens"])
-    with pytest.raises(ConfigError, match=r"format=onnx: .*Erfc.*type another format"):
+    with pytest.raises(ConfigError, match=r"format=onnx: .*: ONNX has no operation Erfc: type another format"):
         export.run([str(run), "format=onnx"])
     assert list((run / "export").iterdir()) == []
 

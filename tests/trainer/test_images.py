@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import config, job
+from trainer import config, job, predict
 from trainer.data.images import ImageFolder
 from trainer.errors import ConfigError, DataError
 
@@ -113,6 +113,19 @@ def test_sizes_have_limits(keys, message):
         ImageFolder("images", **keys)
 
 
+def test_without_targets_images_may_lie_anywhere(folder, tmp_path):
+    every = ImageFolder(str(folder))
+    found = every.unlabelled()
+    assert found.num_examples == every.num_examples
+    np.testing.assert_array_equal(found.read_features(np.arange(5)), every.read(np.arange(5))[0])
+    alone = ImageFolder(str(folder / "dog")).unlabelled()
+    np.testing.assert_array_equal(alone.read_features(np.array([1, 0])), every.read(np.array([4, 3]))[0])
+    (tmp_path / "empty").mkdir()
+    for path, said in (("empty", "empty holds no images"), ("nowhere", "nowhere can't be read")):
+        with pytest.raises(DataError, match=said):
+            _ = ImageFolder(str(tmp_path / path)).unlabelled().num_examples
+
+
 def test_a_run_on_a_folder_of_images(tmp_path):
     for i in range(20):
         for name, light in (("dark", 0), ("light", 128)):
@@ -121,3 +134,5 @@ def test_a_run_on_a_folder_of_images(tmp_path):
     arguments += ["data.stream=true", "trainer.steps=20", "trainer.eval_every=0", "gradient.verify_at_start=false"]
     assert job.run(config.load([*arguments, f"hydra.run.dir={tmp_path / 'run'}"])) == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 20
+    assert predict.run([str(tmp_path / "run"), f"data.path={tmp_path / 'images' / 'dark'}"]) == 0  # a folder without folders
+    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 21

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,31 @@ def test_the_same_as_evaluation_finds(houses, tmp_path):
     assert [float(row["prediction"]) for row in one] == pytest.approx([float(row["prediction"]) for row in other], rel=1e-6)
 
 
+def test_the_file_that_is_predicted_is_not_written_over(houses):
+    before = (houses / "new.csv").read_text()
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        predict.run([str(houses / "run"), f"data.path={houses / 'new.csv'}", "--output", str(houses / "new.csv")])
+    assert (houses / "new.csv").read_text() == before
+
+
+def test_without_data_json_its_own_data_tell(houses, tmp_path, capsys):
+    run = shutil.copytree(houses / "run", tmp_path / "run")
+    (run / "data.json").unlink()
+    given = f"data.path={houses / 'new.csv'}"
+    assert predict.run([str(run), given, "--output", str(tmp_path / "without.csv")]) == 0
+    assert "data.json, which says what the run's data were, is missing or damaged" in capsys.readouterr().out
+    assert predict.run([str(houses / "run"), given, "--output", str(tmp_path / "with.csv")]) == 0
+    assert rows(tmp_path / "without.csv") == rows(tmp_path / "with.csv")
+
+
+def test_outputs_that_are_not_finite_are_said(capsys):
+    pieces = [[np.array([[1.0, np.nan], [1.0, 2.0]])], [np.array([[np.inf, np.nan], [0.0, 0.0]])]]
+    assert len(list(predict._watched(iter(pieces)))) == 2
+    assert capsys.readouterr().out == "warning: the outputs for 2 of the examples are not finite\n"
+    list(predict._watched(iter([[np.zeros([2, 1])]])))
+    assert capsys.readouterr().out == ""
+
+
 def test_arrays(houses, tmp_path):
     run, given = str(houses / "run"), f"data.path={houses / 'new.csv'}"
     for name in ("p.csv", "p.npy", "p.npz"):
@@ -102,7 +128,7 @@ def test_tokens_by_name_and_their_logits_in_an_array(tmp_path, capsys):
     small = ["model=transformer", "model.width=16", "model.num_layers=1", "model.num_heads=2", "loss=linear_crossentropy"]
     run = trained(tmp_path / "run", "data=text", f"data.path={tmp_path / 'own.txt'}", "data.length=32", *small)
     assert predict.run([str(run)]) == 0
-    assert "the model gives 1152 numbers for an example: they are in a file of --output NAME.npz" in capsys.readouterr().out
+    assert "the model gives 1152 numbers for an example, which are left out: --output NAME.npz has them" in capsys.readouterr().out
     found = rows(run / "predictions.csv")
     assert list(found[0]) == ["row", *(f"prediction_{i}" for i in range(32))]
     assert {len(cell) for cell in list(found[0].values())[1:]} == {1}

@@ -90,6 +90,16 @@ def test_they_are_listed_the_newest_last(listed):
         (["--sort", "eval/accuracy"], ["2026/b", "2026/a", "d", "sweeps/x/c"]),
         (["--sort", "run"], ["2026/a", "2026/b", "d", "sweeps/x/c"]),
         (["seed=9"], []),
+        (["eval/accuracy>0.8"], ["2026/a"]),
+        (["eval/accuracy<=0.7"], ["2026/b"]),
+        (["loss<0.25"], ["2026/a"]),
+        (["steps>=7"], ["d"]),
+        (["state!=done,failed"], ["d"]),
+        (["run=2026/*"], ["2026/a", "2026/b"]),
+        (["loss=*_crossentropy", "seed!=0"], ["2026/a"]),
+        (["when<2020-01-01"], []),
+        (["size>1e9"], []),
+        (["model.hidden=[128,*]", "state!=failed"], ["2026/a", "2026/b"]),
     ],
 )
 def test_they_are_filtered_and_sorted(listed, words, expected):
@@ -102,6 +112,8 @@ def test_they_are_filtered_and_sorted(listed, words, expected):
         (["sede=1"], "sede: no run has such a key; did you mean seed?"),
         (["--sort", "eval/acuracy"], "did you mean eval/accuracy?"),
         (["nowhere"], "one folder at a time"),
+        (["steps>many"], "steps>many: many is not a number: type for example 'steps>0.5'"),
+        (["when>yesterday"], "type for example 'when>2026-11-27'"),
         (["--yes"], "belong to prune"),
         (["--srot=x"], "did you mean --sort?"),
     ],
@@ -109,6 +121,18 @@ def test_they_are_filtered_and_sorted(listed, words, expected):
 def test_what_is_typed_wrongly_is_refused(outputs, words, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         runs.run([str(outputs), *words])
+
+
+def test_what_is_asked_for_has_a_column(listed):
+    found = listed("optimizer.learning_rate<1", "--sort", "trainer.log_every", "steps=3,7")
+    assert [row[10:12] for row in found] == [["0.001", "1"]] * 4
+
+
+def test_a_value_that_no_run_has(outputs, capsys):
+    assert runs.run([str(outputs), "loss=mes"]) == 0
+    assert capsys.readouterr().out.endswith("is loss=mes; did you mean mse?\n")
+    assert runs.run([str(outputs), "mode=tape"]) == 0
+    assert capsys.readouterr().out.endswith("is mode=tape; there is analytic, auto\n")
 
 
 def test_a_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
@@ -127,6 +151,8 @@ def test_one_is_shown(outputs, capsys):
     output = capsys.readouterr().out
     for text in ("done: because", "seed=2 loss=mse gradient=auto", "eval/accuracy", "step 3", "eval/loss 0.1"):
         assert text in output
+    assert re.search(r"^ loss +mse +$", output, re.MULTILINE)
+    assert re.search(r"^ final loss +0\.5 +$", output, re.MULTILINE)
     with pytest.raises(ConfigError, match="there is no run in nowhere"):
         runs.run(["show", "nowhere"])
 
@@ -227,6 +253,12 @@ def test_prune_removes_what_it_is_told(outputs, listed, capsys, words, left):
     assert " MB, removed" in capsys.readouterr().out
     assert names(listed()) == left
     assert {path for path in outputs.rglob("*") if path.name in ("a", "b", "c", "d")} == {outputs / name for name in left}
+
+
+def test_prune_removes_all_that_a_run_makes(outputs):
+    (outputs / "d" / "mlflow.json").write_text("{}")
+    assert runs.run(["prune", str(outputs), "run=d", "--yes"]) == 0
+    assert not (outputs / "d").exists()
 
 
 def test_prune_leaves_a_running_one(outputs, capsys):

@@ -62,6 +62,36 @@ def test_keys_of_the_runs_own_data_are_no_keys_of_others(tmp_path):
     assert (other.choices["data"], other.config.data.batch_size) == ("diabetes", 9)
 
 
+def test_a_csv_file_whose_targets_are_not_read_needs_none(trained):
+    options = stored.parser("command").parse_intermixed_args([str(trained), "data=csv", "data.path=x.csv"])
+    assert stored.read(options, "command", needs_targets=False).given.config.data.path == "x.csv"
+    with pytest.raises(ConfigError, match=r"data\.target is required"):
+        stored.read(options, "command")
+
+
+def test_a_key_of_other_data_without_their_name(trained):
+    with pytest.raises(ConfigError, match=r"data=digits has no such key.*other ones are typed with data=CHOICE too"):
+        read(trained, "data.path=x.csv")
+
+
+def test_what_is_read_is_not_written_over(run, tmp_path):
+    (tmp_path / "new.csv").write_text("a\n1\n")
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "x.npy").touch()
+    found = read(run, "data=npz", f"data.path={tmp_path / 'new.csv'}")
+    folder = read(run, "data=npy", f"data.path={tmp_path / 'arrays'}")
+    for path, given in (
+        (tmp_path / "new.csv", found),
+        (run / ".." / "new.csv", found),
+        (run / "metrics.jsonl", found),
+        (tmp_path / "arrays" / "x.npy", folder),
+    ):
+        with pytest.raises(ConfigError, match=r"would be overwritten: type --csv=FILE, another one"):
+            stored.check_output(path, "--csv", given)
+    for path in (run / "evaluation.json", tmp_path / "other.csv"):
+        stored.check_output(path, "--csv", found)
+
+
 @pytest.mark.parametrize(("which", "step"), [("latest", 20), ("10", 10), ("15", 15)])
 def test_a_checkpoint_is_chosen(trained, which, step):
     assert stored.checkpoint(trained, which).step == step

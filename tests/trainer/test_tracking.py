@@ -200,6 +200,23 @@ def test_a_server_that_was_away_gets_what_it_has_missed_and_one_warning_is_said(
     assert line.startswith(f"warning: MLflow at {server_name}: ConnectionError: no route to {server_name}; training goes on")
 
 
+def test_of_errors_within_errors_what_the_network_says_is_told():
+    def wrapped():
+        try:
+            try:
+                raise ConnectionRefusedError(111, "Connection refused")
+            except OSError as error:
+                raise RuntimeError("Max retries exceeded with url: " + 500 * "x") from error
+        except RuntimeError:
+            raise ValueError("API request failed")  # noqa: B904  # whatever was being handled counts too
+
+    with pytest.raises(ValueError, match="API") as caught:
+        wrapped()
+    assert tracking._innermost(caught.value).args == (111, "Connection refused")
+    alone = ValueError("error code 404")
+    assert tracking._innermost(alone) is alone
+
+
 def test_a_server_that_is_down_ends_nothing(server, run, capsys):
     server.failures = 10**9
     write(run, [1])

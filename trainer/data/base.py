@@ -195,6 +195,10 @@ class StreamedSource(Source):
         """Features of some examples; a source whose files may lack targets reads them without."""
         return self.read(rows)[0]
 
+    def unlabelled(self) -> "StreamedSource":
+        """The same, to be asked for features alone; a source that finds targets by where examples lie takes them from anywhere."""
+        return self
+
     def read_targets(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
         """Targets and weights of some examples; a source may have a shorter way to them than `read`."""
         return self.read(rows)[1:]

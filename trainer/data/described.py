@@ -36,18 +36,16 @@ def described(data: Prepared, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def stand_in(content: dict[str, Any] | None, where: str) -> Prepared:
+def stand_in(content: dict[str, Any], where: str) -> Prepared:
     """Data of zeros in the place of those that were described: shapes, names, means and spreads are theirs.
 
     Args:
-        content: what `described` gave, as a run's directory holds it; None: it is missing.
+        content: what `described` gave, as a run's directory holds it.
         where: it was read, for messages.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is damaged.
     """
-    if content is None:
-        raise CheckpointError(f"{where} is missing or damaged, which says what the run's data were: train it anew")
     try:
         features, targets = content["features"], content["targets"]
         arrays = {str(name): _zeros(array) for name, array in targets["arrays"].items()}

@@ -69,6 +69,9 @@ class ImageFolder(StreamedSource):
     def read_targets(self, rows: np.ndarray) -> tuple[np.ndarray, None]:
         return self._files[1][rows], None
 
+    def unlabelled(self) -> "ImageFolder":
+        return _Images(self.path, self.height, self.width, self.channels)
+
     def _image(self, file: Path) -> np.ndarray:
         """float32 or uint8 [height, width, channels]."""
         image = self._decoded(file)
@@ -125,3 +128,18 @@ class ImageFolder(StreamedSource):
         if not files:
             raise DataError(f"{folder} holds no images: PNG or JPEG files, named {', '.join('*' + suffix for suffix in _SUFFIXES)}")
         return files
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images(ImageFolder):
+    """Images whatever their classes: of the folders in a folder, or where there are none, of the folder itself."""
+
+    @functools.cached_property
+    def _files(self) -> tuple[list[Path], np.ndarray, list[str]]:
+        folder = Path(self.path).expanduser()
+        try:
+            inside = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+            files = [file for entry in inside or [folder] for file in self._images(entry)]
+        except OSError as error:
+            raise unreadable(folder, error) from error
+        return files, np.zeros(len(files), np.int32), [""]

@@ -54,6 +54,7 @@ def without_targets(like: Prepared, source: Source) -> Part:
         DataError: they are not of the columns, shapes or tokens that the model takes, or not finite.
     """
     if isinstance(source, StreamedSource):
+        source = source.unlabelled()
         every = Streamed(_Features(source), np.arange(source.num_examples), "none", "none", None, like.of_features)
         first = every.read(np.zeros(1, int))
         _check_shapes(first.features, None, like)
