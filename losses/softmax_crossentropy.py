@@ -51,15 +51,21 @@ class SoftmaxCrossentropy(Loss):
         return features.mean(tf.reduce_sum(tf.math.multiply_no_nan(lead, t), axis=-1) + tf.reduce_sum(t, axis=-1) * tf.math.log1p(others))
 
     def evaluate(self, y_true: tf.Tensor, y_pred: tf.Tensor, **mask: tf.Tensor) -> tf.Tensor:
-        if not self._is_one_class(y_true):
+        if not y_true.dtype.is_integer:
             return self.value(y_true, y_pred)
         top, power, _, others = _around(y_true, y_pred)
-        return features.mean((top - softmax.at_class(y_true, y_pred) + tf.math.log1p(others + (power - 1)))[..., 0])
+        lead = (1 - self.label_smoothing) * (top - softmax.at_class(y_true, y_pred))
+        if self.label_smoothing:
+            lead += self.label_smoothing * tf.reduce_mean(top - y_pred, axis=-1, keepdims=True)
+        return features.mean((lead + tf.math.log1p(others + (power - 1)))[..., 0])
 
     def gradient(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        if self._is_one_class(y_true):
+        if y_true.dtype.is_integer:
+            # As below, without a search for the largest of pi: with weights of 1 in all, pi_j - t_j where t_j is small.
             _, power, powers, others = _around(y_true, y_pred)
-            return softmax.mean_gradient(tf.where(softmax.is_class(y_true, y_pred), -others, powers) / (others + power))
+            total, share = others + power, self.label_smoothing / tf.cast(tf.shape(y_pred)[-1], y_pred.dtype)
+            at_class = (power * (self.label_smoothing - share) - others * (1 - self.label_smoothing + share)) / total
+            return softmax.mean_gradient(tf.where(softmax.is_class(y_true, y_pred), at_class, powers / total - share))
         t = self._weights(y_true, y_pred)
         powers = tf.exp(y_pred - tf.reduce_max(y_pred, axis=-1, keepdims=True))
         pi = powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
@@ -82,9 +88,6 @@ class SoftmaxCrossentropy(Loss):
         if self.label_smoothing:
             t = (1 - self.label_smoothing) * t + self.label_smoothing * tf.reduce_mean(t, axis=-1, keepdims=True)
         return t
-
-    def _is_one_class(self, y_true: tf.Tensor) -> bool:
-        return y_true.dtype.is_integer and not self.label_smoothing
 
 
 def _around(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
