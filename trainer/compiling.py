@@ -66,8 +66,8 @@ def choose(setting: str, learner: Learner) -> str:
     """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
 
     On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
-    attention gain a little where forward and backward pass alone are compiled, but nothing, for more memory, with a loss that goes
-    through their output layer in parts. `trainer.compile=measure` prints the times of a job.
+    attention gain too, but nothing, for more memory, with a loss that goes through their output layer in parts.
+    `trainer.compile=measure` prints the times of a job.
     """
     if setting not in (*possible(learner), "auto", "measure"):
         reason = "it works on one replica only" if learner.loss.xla else f"the loss {learner.loss.name} can't be compiled by XLA"
@@ -80,9 +80,8 @@ def choose(setting: str, learner: Learner) -> str:
     slow = any("Conv" in name for name in layers) or any(variable.name == "seed_generator_state" for variable in learner.state)
     if slow or "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
         return "graph"
-    if any("Attention" in name for name in layers):
-        return "graph" if learner.loss.shared else "step"
-    return "chunk"
+    in_parts = learner.loss.shared and any("Attention" in name for name in layers)
+    return "graph" if in_parts else "chunk"
 
 
 def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray) -> tuple[str, Chunk]:

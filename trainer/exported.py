@@ -20,7 +20,7 @@ from losses import vectors
 from trainer.compiling import layers_within
 from trainer.errors import ConfigError
 from trainer.heads import Shared, UnitBall
-from trainer.layers import Dropout, GaussianNoise
+from trainer.layers import Dense, Dropout, GaussianNoise
 from trainer.learner import Learner
 from trainer.predictions import Reading
 from trainer.sequences import Positions
@@ -30,7 +30,7 @@ NUM_ROWS = 64  # that a written model is tried on
 _TOLERANCE = 1e-5
 _READ_AGAIN = {"keras": 1e-6, "savedmodel": 1e-6, "onnx": 1e-5}
 _IN_HALF = {"mixed_bfloat16": 3e-2, "mixed_float16": 4e-3}  # four units of the last digit: a graph rounds at other places
-_OURS = (Dropout, GaussianNoise, Positions, UnitBall)
+_OURS = (Dense, Dropout, GaussianNoise, Positions, UnitBall)
 _ONNX = ("tf2onnx", "onnx", "onnxruntime")
 
 # In a process without this program. A batch of one example, and one of the others: neither may be what the file was made for.
@@ -200,6 +200,11 @@ def _plain(layer: Any) -> Any:
         return keras.layers.Dropout(layer.rate, dtype=layer.dtype_policy, name=layer.name)
     if isinstance(layer, GaussianNoise):
         return keras.layers.GaussianNoise(layer.stddev, dtype=layer.dtype_policy, name=layer.name)
+    if isinstance(layer, Dense):
+        plain = keras.layers.Dense.from_config(layer.get_config())
+        plain.build(layer.input.shape)
+        plain.set_weights(layer.get_weights())
+        return plain
     if isinstance(layer, Positions):
         return _positions(layer)
     if isinstance(layer, UnitBall):

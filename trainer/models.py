@@ -106,10 +106,16 @@ def _flat(x: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.Flatten(name="flatten")(x) if len(x.shape) > 2 else x
 
 
-def with_head(name: str, inputs: keras.KerasTensor, x: keras.KerasTensor, num_outputs: int | None) -> keras.Model:
-    """The model that ends with a dense layer of `num_outputs`, 16 where that is None."""
+def with_head(
+    name: str,
+    inputs: keras.KerasTensor,
+    x: keras.KerasTensor,
+    num_outputs: int | None,
+    dense: type[keras.layers.Dense] = keras.layers.Dense,
+) -> keras.Model:
+    """The model that ends with a layer `dense` of `num_outputs`, 16 where that is None."""
     # float32 in every precision: a loss in half precision loses its small differences.
-    outputs = keras.layers.Dense(DEFAULT_OUTPUTS if num_outputs is None else num_outputs, dtype="float32", name="output")(x)
+    outputs = dense(DEFAULT_OUTPUTS if num_outputs is None else num_outputs, dtype="float32", name="output")(x)
     return keras.Model(inputs, outputs, name=name)
 
 

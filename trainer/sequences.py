@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from trainer.errors import ConfigError
+from trainer.layers import Dense
 from trainer.models import check_activation, check_dropout, check_sizes, dropped, with_head
 
 
@@ -59,11 +60,11 @@ def transformer(
         seen = dropped(attention(normal, normal, use_causal_mask=True), dropout, f"attention_dropout_{i}")
         x = keras.layers.add([x, seen], name=f"attention_sum_{i}")
         normal = keras.layers.LayerNormalization(name=f"dense_norm_{i}")(x)
-        wide = keras.layers.Dense(4 * width, "gelu", name=f"wide_{i}")(normal)
-        narrow = dropped(keras.layers.Dense(width, name=f"narrow_{i}")(wide), dropout, f"dense_dropout_{i}")
+        wide = Dense(4 * width, "gelu", name=f"wide_{i}")(normal)
+        narrow = dropped(Dense(width, name=f"narrow_{i}")(wide), dropout, f"dense_dropout_{i}")
         x = keras.layers.add([x, narrow], name=f"dense_sum_{i}")
     x = keras.layers.LayerNormalization(dtype="float32", name="norm")(x)
-    return keras.Model(inputs, x, name="transformer") if num_outputs is None else with_head("transformer", inputs, x, num_outputs)
+    return keras.Model(inputs, x, name="transformer") if num_outputs is None else with_head("transformer", inputs, x, num_outputs, Dense)
 
 
 def frames(

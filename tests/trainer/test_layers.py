@@ -217,3 +217,40 @@ def test_a_strategy_without_places_is_refused(layer):
 def test_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (4, 3, 6), (0, 3, 6)])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dense_is_keras_dense(shape, dtype, compiled):
+    ours, theirs = layers.Dense(5, "gelu", dtype=dtype), keras.layers.Dense(5, "gelu", dtype=dtype)
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal([6, 5]), rng.standard_normal(5)]
+    x = tf.constant(rng.standard_normal(shape), tf.float32)
+
+    def value_and_gradients(layer):
+        layer.build(shape)
+        layer.set_weights(weights)
+        variables = [v.value for v in layer.trainable_variables]
+
+        @tf.function(jit_compile=compiled, autograph=False)
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            return y, *tape.gradient(y, [x, *variables])
+
+        return run()
+
+    for ours_is, theirs_is in zip(value_and_gradients(ours), value_and_gradients(theirs), strict=True):
+        assert ours_is.dtype == theirs_is.dtype
+        assert ours_is.shape == theirs_is.shape
+        tolerance = 1e-5 if dtype == "float32" else 4e-2
+        np.testing.assert_allclose(tf.cast(ours_is, tf.float32), tf.cast(theirs_is, tf.float32), rtol=tolerance, atol=tolerance)
+
+
+def test_dense_without_a_bias_and_from_its_configuration():
+    layer = layers.Dense(5, use_bias=False)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    np.testing.assert_allclose(model(X), X @ layer.kernel.numpy(), rtol=1e-5)
+    assert isinstance(keras.models.clone_model(model).layers[0], layers.Dense)
