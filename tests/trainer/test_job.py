@@ -284,7 +284,7 @@ def test_the_rule_of_compile(tmp_path):
     for name, overrides, expected in [
         ("dense", [], "chunk"),
         ("convolutions", ["model=cnn", "trainer.steps=1"], "graph"),
-        ("attention", TOKENS, "step"),
+        ("attention", TOKENS, "chunk"),
         ("output layer within the loss", [*TOKENS, "loss=linear_crossentropy"], "graph"),
         ("host", ["loss=cubic"], "graph"),
         ("replicas", ["strategy=cpu_sim"], "graph"),
