@@ -246,8 +246,7 @@ def test_a_secret_names_no_directory_however_it_is_spelt(refused, here, monkeypa
 
 @pytest.mark.fault(rows=[26])
 def test_a_sweeps_names_and_table_hold_no_secret(guarded, here):
-    (here / "blocked").touch()  # so that its jobs end before TensorFlow
-    line = ["-m", *guarded, f"data.password={SECRET}1,{SECRET}2", f"data.options={{token: {SECRET}}}", "hydra.sweep.dir=blocked"]
+    line = ["-m", *guarded, "data.where=lost", f"data.password={SECRET}1,{SECRET}2", f"data.options={{token: {SECRET}}}"]
     done = command(*line, cwd=here)
     assert done.returncode == 1
     assert "data.password=***" in done.stdout
