@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from benchmarks.entrants import run_trainer
 from benchmarks.workloads import WORKLOADS, Workload, trainer_overrides, write_data
@@ -38,6 +37,8 @@ def measure(workload: Workload) -> list[Kind]:
     Raises:
         FailedError: the trainer has failed.
     """
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2  # TensorFlow, once every window is over
+
     num_steps = max(4, workload.num_steps // 100)
     first = 2 * num_steps + 1
     window = (f"logging.profile_steps=[{first},{first + num_steps - 1}]", f"trainer.steps={first + num_steps - 1}")

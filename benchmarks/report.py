@@ -18,7 +18,8 @@ smallest and largest behind it. Steps per second are this machine's in that hour
 gradtrain runs by its own command in a fresh process for every window and writes loss, global norm and every variable's norm of every step
 to metrics.jsonl and TensorBoard; "watching nothing" writes no norms of variables, no TensorBoard, and a line for the last step alone. Keras
 `fit` computes the mean loss alone; the hand-written loop writes loss, accuracy and every norm of every step by tf.summary; Orbit, PyTorch,
-Lightning and JAX compute loss, accuracy and global norm of every step, and write nothing. Language models train on random words."""
+Lightning and JAX compute loss, accuracy and global norm of every step, and write nothing. Language models train on random words. Peak
+memory is that of the entrant's own process, empty where it is not known."""
 
 _ROW, _LEFT, _WIDTH, _RIGHT = 20, 330, 460, 90  # of the plot, pixels
 
@@ -37,10 +38,10 @@ def rows(result: Result) -> list[list[str]]:
 def _row(entry: Entry, ours: Entry | None) -> list[str]:
     rate, memory = entry.median("rate"), entry.median("peak_memory_mb")
     error = f"failed: {entry.error}" if entry.error else ""
-    if rate is None or memory is None:
+    if rate is None:
         return [entry.title, error or "not measured", "", ""]
     over = "" if ours is None or entry is ours else spread(ratios(ours, entry))
-    return [f"{entry.title} ({error})" if error else entry.title, f"{rate:.4g}", over, f"{memory:.0f}"]
+    return [f"{entry.title} ({error})" if error else entry.title, f"{rate:.4g}", over, "" if memory is None else f"{memory:.0f}"]
 
 
 HEADINGS = ("loop", "steps/s", "gradtrain's over its (from, to)", "peak MB")

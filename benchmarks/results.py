@@ -20,7 +20,7 @@ class Entry:
     error: str | None = None  # why, the last time
 
     def median(self, key: str) -> float | None:
-        values = [window[key] for window in self.windows if window]
+        values = [window[key] for window in self.windows if window and window[key] is not None]
         return statistics.median(values) if values else None
 
 
