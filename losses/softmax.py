@@ -12,20 +12,27 @@ def class_weights(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
     return tf.where(_known(y_true, y_pred)[..., tf.newaxis], tf.cast(is_class(y_true, y_pred), y_pred.dtype), float("nan"))
 
 
+def is_class(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """True on the last axis of y_pred at the class out of y_true [batch, ...], integers of any width."""
+    classes = _index(y_true)
+    return classes[..., tf.newaxis] == tf.range(tf.shape(y_pred, classes.dtype)[-1])
+
+
 def at_class(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
     """The entry of y_pred's last axis, kept as an axis, at the class out of y_true [batch, ...]; NaN for a class out of range."""
-    known = _known(y_true, y_pred)
-    found = tf.gather(y_pred, tf.where(known, y_true, tf.zeros_like(y_true)), axis=-1, batch_dims=y_true.shape.rank)
+    known, classes = _known(y_true, y_pred), _index(y_true)
+    found = tf.gather(y_pred, tf.where(known, classes, tf.zeros_like(classes)), axis=-1, batch_dims=y_true.shape.rank)
     return tf.where(known, found, float("nan"))[..., tf.newaxis]
 
 
 def _known(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-    return (y_true >= 0) & (y_true < tf.shape(y_pred, y_true.dtype)[-1])
+    classes = _index(y_true)
+    return (classes >= 0) & (classes < tf.shape(y_pred, classes.dtype)[-1])
 
 
-def is_class(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-    """True on the last axis of y_pred at the class out of y_true [batch, ...]."""
-    return y_true[..., tf.newaxis] == tf.range(tf.shape(y_pred, y_true.dtype)[-1])
+def _index(y_true: tf.Tensor) -> tf.Tensor:
+    """Class indices in a type that counts and gathers; int32 as it is, which compares sooner than int64."""
+    return y_true if y_true.dtype == tf.int32 else tf.cast(y_true, tf.int64)
 
 
 def at_largest(x: tf.Tensor) -> tf.Tensor:

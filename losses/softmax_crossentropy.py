@@ -61,7 +61,7 @@ class SoftmaxCrossentropy(Loss):
 
     def gradient(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         if y_true.dtype.is_integer:
-            # As below, without a search for the largest of pi: with weights of 1 in all, pi_j - t_j where t_j is small.
+            # As below. The weights sum to 1, so that it is pi_j - t_j off the class, where t_j is the share of the smoothing.
             _, power, powers, others = _around(y_true, y_pred)
             total, share = others + power, self.label_smoothing / tf.cast(tf.shape(y_pred)[-1], y_pred.dtype)
             at_class = (power * (self.label_smoothing - share) - others * (1 - self.label_smoothing + share)) / total

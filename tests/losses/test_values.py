@@ -155,3 +155,14 @@ def test_second_derivative_of_huber(mode):
             value = per_example(losses.find("huber")(), mode, tf.zeros([5, 1]), p)
         gradient = inner.gradient(value, p)
     np.testing.assert_array_equal(outer.gradient(gradient, p)[:, 0], [1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["softmax_crossentropy", "categorical_focal", "sparsemax", "entmax15"])
+@pytest.mark.parametrize("mode", ["analytic", "auto", "none"])
+def test_classes_are_integers_of_any_width(name, mode):
+    p = tf.constant(np.random.default_rng(0).normal(size=(4, 3)), tf.float32)
+    loss, classes = losses.find(name)(), [0, 2, 1, 100]  # the last one is out of range
+    expected = per_example(loss, mode, tf.constant(classes, tf.int32), p)
+    assert np.isnan(expected).tolist() == [False, False, False, True]
+    for dtype in ("int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"):
+        np.testing.assert_array_equal(per_example(loss, mode, np.array(classes, dtype), p), expected, err_msg=dtype)
