@@ -16,7 +16,7 @@ from trainer.recorded import Run
 
 CONFIDENCE = 0.95
 SUMMARIZED = {"steps_per_second": "steps per second", "peak_memory_mb": "peak memory, MB"}  # numbers of summary.json that are compared
-_SAME_SPREAD = 1e-4  # of the mean: differences of pairs that part by less are one and the same
+_SAME_SPREAD = 1e-4  # of the mean: differences of pairs that are nearer to each other are one and the same
 _SEED, _RUN = "seed", "run"
 _NO_MATTER = ("resume", "trust", "logging", "checkpoint", "sweep", "trainer.log_every", "trainer.steps_per_call", "trainer.replay")
 
@@ -296,9 +296,8 @@ def _verdict(comparison: Comparison) -> str:
     ends = f"{metric} ends at {finals[1]:.4g} with {other} and at {finals[0]:.4g} with {one}"
     if found.num < 2:
         return f"{ends}, in one pair of runs: more seeds would tell whether that is chance"
-    if float(np.ptp([pair.difference(metric) for pair in pairs])) < _SAME_SPREAD * abs(
-        found.mean
-    ):  # as where the seed changes nothing, or a metric takes few values
+    # As where the seed changes nothing, or a metric takes few values.
+    if float(np.ptp([pair.difference(metric) for pair in pairs])) < _SAME_SPREAD * abs(found.mean):
         return f"{ends}: the same difference of {found.mean:+.3g} in all of {seeds}, whose spread then tells nothing of chance"
     bounds = f"the difference is {found.mean:+.3g}, with 95% confidence between {found.low:+.3g} and {found.high:+.3g} ({seeds})"
     says = "a difference that chance does not explain" if found.excludes_zero else "no difference that chance could not explain"
