@@ -142,8 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
         found[name] = Result(workload.title, datetime.date.today().isoformat(), _machine())
         measure(workload, [entrant for entrant in only if entrant in (*workload.ours, *COMPETITORS)], options, found[name], keep)
         if OURS in only and not all(finding.met for finding in results.findings({name: found[name]})[name]):
-            found[name].kernels = kernels.measure(workload)  # what limits it
-            keep()
+            try:
+                found[name].kernels = kernels.measure(workload)  # what limits it
+                keep()
+            except FailedError as error:
+                _say(f"no profile: {error}")
         Console(width=None if sys.stdout.isatty() else 140).print(report.table(found[name]))
     if options.report:
         in_order = {name: found[name] for name in WORKLOADS if name in found}

@@ -70,7 +70,8 @@ def ratios(ours: Entry, theirs: Entry, measure: str = "rate") -> list[float]:
     """Window by window: our rate over theirs, or their peak memory over ours."""
     pairs = [(our, their) for our, their in zip(ours.windows, theirs.windows, strict=False) if our and their]
     if measure == "memory":
-        return [their["peak_memory_mb"] / our["peak_memory_mb"] for our, their in pairs]
+        peaks = [(our["peak_memory_mb"], their["peak_memory_mb"]) for our, their in pairs]
+        return [their / our for our, their in peaks if our and their]
     return [our["rate"] / their["rate"] for our, their in pairs]
 
 

@@ -97,7 +97,8 @@ def take_turns(packages: list[str], num_parameters: int, window: Window) -> None
         answer(rate=rate, loss=loss, peak_memory_mb=_peak_memory())
 
 
-def _peak_memory() -> float:
-    """MB that were resident at most: since the program began, where getrusage counts what its parent had, too."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else float("nan")
+def _peak_memory() -> float | None:
+    """MB that were resident at most since the program began, where Linux tells; getrusage counts what the parent had, too."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1024 if found else None
