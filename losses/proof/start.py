@@ -36,7 +36,7 @@ class Report:
     num_inconclusive: int = 0  # derivatives that differences don't tell to 0.1%: at kinks, or where rounding hides them
 
 
-def verify(loss: Loss, y_true: Tensors, y_pred: Tensors, seed: int = 0) -> Report:
+def verify(loss: Loss, y_true: Tensors, y_pred: Tensors, seed: int = 0, how: str = "eager") -> Report:
     """Checks the analytic gradient of a loss on one batch.
 
     Args:
@@ -44,6 +44,7 @@ def verify(loss: Loss, y_true: Tensors, y_pred: Tensors, seed: int = 0) -> Repor
         y_true: targets, as the loss takes them.
         y_pred: predictions, in the dtype that training uses.
         seed: of `dy`, the sampled coordinates and the directions.
+        how: out of evaluation.WAYS; a graph is worth its tracing where more is asked of it.
 
     Returns:
         The report; `ok` is False for a wrong gradient, and for a loss that breaks its contract.
@@ -53,12 +54,12 @@ def verify(loss: Loss, y_true: Tensors, y_pred: Tensors, seed: int = 0) -> Repor
     try:
         declarations.check(loss)
         with np.errstate(over="ignore", invalid="ignore"):  # a wrong gradient may be anything
-            return _verify(loss, y_true, y_pred, np.random.default_rng(seed))
+            return _verify(loss, y_true, y_pred, np.random.default_rng(seed), how)
     except LossError as error:
         return Report(False, str(error))
 
 
-def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generator) -> Report:
+def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generator, how: str) -> Report:
     y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
     first = next(p for key, p in entries(y_pred).items() if key not in loss.shared)
     working, compute = first.dtype, tf.float64 if first.dtype == tf.float64 else tf.float32
@@ -69,7 +70,7 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
     dy = (rng.uniform(0.5, 1.5, first.shape[0]) * rng.choice([-1, 1], first.shape[0])).astype(np.float32)
 
     names = {mode: f"gradient={mode} in {working.name}" for mode in loss.modes}
-    gradients = {names[mode]: _gradient(loss, mode, y_true, y_pred, dy) for mode in loss.modes}
+    gradients = {names[mode]: _gradient(loss, mode, y_true, y_pred, dy, how) for mode in loss.modes}
     wide, exact, narrow = tf.float64, "gradient=analytic in float64", []
     try:
         function = Function(loss, _cast(y_true, wide), _cast(y_pred, wide))
@@ -80,7 +81,7 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
     if narrow:
         function = Function(loss, _cast(y_true, compute), _cast(y_pred, compute), eps=2.0**-23)
     try:
-        gradients[exact] = _gradient(loss, "analytic", _cast(y_true, wide), _cast(y_pred, wide), dy)
+        gradients[exact] = _gradient(loss, "analytic", _cast(y_true, wide), _cast(y_pred, wide), dy, how)
     except (TypeError, ValueError, tf.errors.OpError) as error:
         narrow.append(f"the gradient can't be evaluated in float64 ({' '.join(str(error).split())[:200]})")
         wide, exact = compute, names["analytic"]
@@ -88,7 +89,7 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
     function.check_independence(rng)
 
     limits = ml_dtypes.finfo(working.as_numpy_dtype)
-    rounding = _rounding(loss, _cast(y_true, wide), _cast(y_pred, wide), dy, float(limits.eps), rng)
+    rounding = _rounding(loss, _cast(y_true, wide), _cast(y_pred, wide), dy, float(limits.eps), rng, how)
     probes = probe(function, dy, gradients | {"rounding": rounding}, rng)
     floor = probes.found.pop("rounding") + NEGLIGIBLE * probes.largest + float(limits.smallest_normal)
 
@@ -120,24 +121,24 @@ def _verify(loss: Loss, y_true: Tensors, y_pred: Tensors, rng: np.random.Generat
     return Report(True, message + note, auto, not auto_wrong.any(), max_error, num_checked, num_inconclusive)
 
 
-def _gradient(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, dy: np.ndarray) -> Arrays:
+def _gradient(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, dy: np.ndarray, how: str) -> Arrays:
     """The derivative of sum(dy * value), as training gets it; zeros where the tape finds no path."""
-    _, gradient = evaluate(loss, mode, y_true, y_pred, dy)
+    _, gradient = evaluate(loss, mode, y_true, y_pred, dy, how)
     return {key: g.astype(np.float64) for key, g in entries(gradient).items()}
 
 
-def _rounding(loss: Loss, y_true: Tensors, y_pred: Tensors, dy: np.ndarray, eps: float, rng: np.random.Generator) -> Arrays:
+def _rounding(loss: Loss, y_true: Tensors, y_pred: Tensors, dy: np.ndarray, eps: float, rng: np.random.Generator, how: str) -> Arrays:
     """How far off the gradient may be: what a change of the inputs' last float32 digits changes in it, and its own rounding to `eps`."""
     change = 2.0**-16
 
     def moved(tensor: tf.Tensor) -> tf.Tensor:
         return tensor if tensor.dtype.is_integer else tensor * (1 + change * tf.cast(rng.choice([-1, 1], tensor.shape), tensor.dtype))
 
-    center = _gradient(loss, "analytic", y_true, y_pred, dy)
+    center = _gradient(loss, "analytic", y_true, y_pred, dy, how)
     spread = {key: np.zeros_like(g) for key, g in center.items()}
     for _ in range(4):
         targets = None if y_true is None else tf.nest.map_structure(moved, y_true)
-        for key, g in _gradient(loss, "analytic", targets, tf.nest.map_structure(moved, y_pred), dy).items():
+        for key, g in _gradient(loss, "analytic", targets, tf.nest.map_structure(moved, y_pred), dy, how).items():
             spread[key] = np.fmax(spread[key], np.abs(g - center[key]))
     return {key: 8 * 2.0**-23 / change * s + eps * np.abs(center[key]) for key, s in spread.items()}
 

@@ -86,8 +86,8 @@ WRONG = {
     "slightly_off": ("SlightlyOff", rf"it is 1\.001 times what it should be.*{BOTH_VALUES} "),
     "wrong_sign": ("WrongSign", rf"its sign is turned.*{BOTH_VALUES} "),
     "ignores_dy": ("IgnoresDy", rf"it ignores dy.*{BOTH_VALUES} "),
-    "wrong_shape": ("WrongShape", r"must have shape \(None, 1\).*found shape \(None,\)"),
-    "wrong_dtype": ("WrongDtype", r"must have shape \(None, 1\) and dtype float32.*found shape \(None, 1\) and dtype float64"),
+    "wrong_shape": ("WrongShape", r"must have shape \(32, 1\).*found shape \(32,\)"),
+    "wrong_dtype": ("WrongDtype", r"must have shape \(32, 1\) and dtype float32.*found shape \(32, 1\) and dtype float64"),
 }
 
 
