@@ -91,7 +91,8 @@ class SoftmaxCrossentropy(Loss):
 
 
 def _around(y_true: tf.Tensor, y_pred: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Of a class y [batch, ...]: the largest logit p_a, e^(p_y - p_a), all e^(p_j - p_a), and their sum without y's; axes are kept."""
+    """Of a class y [batch, ...]: the largest logit p_a, e^(p_y - p_a), the other e^(p_j - p_a), 0 at y, and their sum; axes are kept."""
     top = tf.reduce_max(y_pred, axis=-1, keepdims=True)
-    powers = tf.exp(y_pred - top)
-    return top, softmax.at_class(y_true, powers), powers, softmax.sum_without(softmax.is_class(y_true, y_pred), powers)
+    # y is left out before the power, not after: no more than one array of all powers.
+    powers = tf.exp(tf.where(softmax.is_class(y_true, y_pred), tf.constant(-float("inf"), y_pred.dtype), y_pred - top))
+    return top, tf.exp(softmax.at_class(y_true, y_pred) - top), powers, tf.reduce_sum(powers, axis=-1, keepdims=True)
