@@ -23,6 +23,7 @@ from trainer.data.prepare import Prepared, prepare
 from trainer.data.stream import prepare_streamed
 from trainer.errors import ConfigError, DataError
 from trainer.learner import Learner, LossScale
+from trainer.optimizers import fused
 from trainer.progress import say
 from trainer.silence import quiet
 from trainer.validation import shown
@@ -276,7 +277,7 @@ def build_optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:
     scheduled = trust.find(job.config.schedule._target_, "schedule", job.trust)
     schedule = {"learning_rate": arguments["learning_rate"], "num_steps": steps} | _arguments(job.config.schedule)
     arguments["learning_rate"] = _call(scheduled, schedule, f"schedule={job.choices['schedule']}")
-    found = trust.find(job.config.optimizer._target_, "optimizer", job.trust)
+    found = fused(trust.find(job.config.optimizer._target_, "optimizer", job.trust))
     return _call(found, arguments, f"optimizer={job.choices['optimizer']}")
 
 

@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 from omegaconf import OmegaConf
 
+from trainer import optimizers
+
 FOLDER = Path(__file__).parents[2] / "conf" / "optimizer"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
@@ -40,9 +42,18 @@ def test_file_lists_the_arguments_and_defaults_of_keras(path):
     assert set(parameters) >= REFUSED
 
 
-def build(path):
+def keras_own(path):
+    return getattr(keras.optimizers, OmegaConf.load(path)._target_.rpartition(".")[2])
+
+
+def arguments_of(path):
     arguments = OmegaConf.to_container(OmegaConf.load(path))
-    return getattr(keras.optimizers, arguments.pop("_target_").rpartition(".")[2])(**arguments)
+    del arguments["_target_"]
+    return arguments
+
+
+def build(path):
+    return optimizers.fused(keras_own(path))(**arguments_of(path))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -82,3 +93,55 @@ def test_three_steps_change_every_weight(path):
         assert np.isfinite(variable.numpy()).all()
         assert (variable.numpy() != start).all()
     assert optimizer.iterations.numpy() == 3
+
+
+def trained(optimizer, dtype, jit_compile, *, sparse=False):
+    """The weights and the optimizer's variables after 20 steps on gradients of very different sizes."""
+    rng = np.random.default_rng(0)
+    weights = [keras.Variable(rng.standard_normal(shape), dtype=dtype) for shape in ([40, 3], [3])]
+    gradients = rng.standard_normal((20, 40, 3)) * 10.0 ** rng.integers(-8, 3, (20, 40, 3))
+    optimizer.build(weights)
+
+    @tf.function(autograph=False, jit_compile=jit_compile)
+    def step(gradient):
+        first = tf.IndexedSlices(gradient[:2], tf.constant([1, 5]), tf.constant([40, 3])) if sparse else gradient
+        optimizer.apply([first, gradient[0]], weights)
+
+    for gradient in gradients:
+        step(tf.constant(gradient, dtype))
+    return [np.asarray(variable.numpy(), np.float64) for variable in [*weights, *optimizer.variables]]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"weight_decay": 0.1}, {"amsgrad": True}, {"beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3}],
+    ids=["plain", "decay", "amsgrad", "others"],
+)
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_one_kernel_gives_what_keras_gives(name, overrides, jit_compile):
+    path = FOLDER / f"{name}.yaml"
+    fused = optimizers.fused(keras_own(path))
+    assert fused is not keras_own(path)
+    arguments = arguments_of(path) | overrides
+    for found, expected in zip(
+        trained(fused(**arguments), "float32", jit_compile), trained(keras_own(path)(**arguments), "float32", jit_compile), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=3e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "sparse"), [("float64", False), ("float32", True)])
+def test_sparse_gradients_and_other_dtypes_go_on(dtype, sparse):
+    found = trained(optimizers.fused(keras.optimizers.Adam)(), dtype, False, sparse=sparse)
+    for mine, theirs in zip(found, trained(keras.optimizers.Adam(), dtype, False, sparse=sparse), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=3e-5, atol=1e-9)
+
+
+def test_names_of_variables_are_keras_own():
+    for mine, theirs in ((optimizers.Adam, keras.optimizers.Adam), (optimizers.AdamW, keras.optimizers.AdamW)):
+        made = []
+        for optimizer in (mine(name="x"), theirs(name="x")):
+            optimizer.build([keras.Variable(np.ones(2), name="w")])
+            made.append([variable.path for variable in optimizer.variables])
+        assert made[0] == made[1]
+        assert mine.__name__ == theirs.__name__
