@@ -24,7 +24,8 @@ from trainer.learner import Learner
 from trainer.loop import Plan
 from trainer.planning import make_plan
 from trainer.progress import say
-from trainer.training import build_all, chunk_maker, measured, peak_memory, verify, xla_explained
+from trainer.proving import verify
+from trainer.training import build_all, chunk_maker, measured, peak_memory, xla_explained
 
 _FIRST_STEPS = 8  # that are run from the initial weights on, as the run itself would
 _MB = 2**20

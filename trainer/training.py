@@ -11,8 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from losses.base import LossError, map_entries
-from losses.proof import start
+from losses.base import LossError
 from trainer import build, compiling, resuming, rundir, schema, secrets, snapshots
 from trainer.audit import TAGS, Audit
 from trainer.chunk import Chunk, make_chunk
@@ -34,6 +33,7 @@ from trainer.overfit import Overfit
 from trainer.planning import make_plan, window
 from trainer.profiler import Profiler
 from trainer.progress import ProgressLine, closing_table, say
+from trainer.proving import verify
 from trainer.rollback import Rollback
 from trainer.rundir import RunDir
 from trainer.saver import Saver
@@ -41,8 +41,6 @@ from trainer.signals import Signals
 from trainer.silence import quiet
 from trainer.step import Update
 from trainer.tracking import Tracker
-
-_MOST_PROVED = 32  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
 
 
 def train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, str]:
@@ -276,30 +274,3 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
         "final": {tag: plain(value) for tag, value in (outcome.final or last_row(run.file("metrics.jsonl"))).items() if tag != "step"},
         "best": {tag: plain(value) for tag, value in state.best.items()},
     }
-
-
-def verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
-    """Proves the analytic gradient on the first real batch; what it found, for the summary. Refuses a wrong one."""
-    if learner.gradient_mode != "analytic":
-        return "not checked: the tape's"
-    if not job.config.gradient.verify_at_start:
-        return "not checked: gradient.verify_at_start=false"
-    batch = data.train.rows(order.batches(0, 1)[0])
-    if batch.weights is not None:
-        batch = batch.rows(np.flatnonzero(batch.weights > 0))
-    length = batch.targets.shape[1] if data.want == "classes" and batch.targets.ndim > 1 else 0  # of sequences of classes
-    if learner.loss.shared or length:
-        # A vocabulary's scores at every position are much to differentiate again and again; and a displacement of shared weights moves
-        # all examples, so that each is a whole evaluation.
-        batch = batch.rows(slice(max(2, _MOST_PROVED // max(1, length))))
-    predictions = learner.model(tf.constant(batch.features), training=False)
-    if length:  # a mean over positions: the first ones stand for all
-        first = max(1, _MOST_PROVED // len(batch))
-        batch = dataclasses.replace(batch, targets=batch.targets[:, :first])
-        predictions = map_entries(lambda key, p: p if key in learner.loss.shared else p[:, :first], predictions)
-    report = start.verify(learner.loss, batch.targets, predictions, job.config.seed)
-    if not report.ok:
-        raise ConfigError(f"{report.message}. The run has not begun")
-    say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
-    inconclusive = f", {report.num_inconclusive} inconclusive" if report.num_inconclusive else ""
-    return f"{report.num_checked} derivatives agree to {report.max_error:.1e}{inconclusive}"

@@ -1,0 +1,50 @@
+"""The check before training, where a loss has the weights of very many classes."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import losses
+from losses.proof import start
+from losses.proof.evaluation import evaluate
+from trainer.proving import _MOST_CLASSES, _fewer_classes
+
+NUM_CLASSES = 3000
+
+
+def batch(name):
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, NUM_CLASSES, 8).astype(np.int32)
+    targets[0] = NUM_CLASSES - 1
+    loss = losses.find(name)()
+    predictions = {key: tf.constant(rng.standard_normal(shape), tf.float32) for key, shape in loss.shared_shapes(5, NUM_CLASSES).items()}
+    return loss, targets, predictions | {loss.entry: tf.constant(rng.standard_normal((8, 5)), tf.float32)}
+
+
+@pytest.mark.parametrize("name", ["linear_crossentropy", "arcface"])
+def test_targets_keep_their_own_weights(name):
+    loss, targets, predictions = batch(name)
+    fewer_targets, fewer = _fewer_classes(loss, targets, predictions, NUM_CLASSES)
+    sizes = loss.shared_shapes(5, _MOST_CLASSES)
+    assert {key: tuple(fewer[key].shape) for key in sizes} == sizes
+    assert fewer_targets.dtype == targets.dtype
+    whole, part = loss.point(predictions).numpy(), loss.point(fewer).numpy()  # a score for every class
+    np.testing.assert_array_equal(part[np.arange(8), fewer_targets], whole[np.arange(8), targets])
+    assert start.verify(loss, fewer_targets, fewer).ok
+
+
+def test_a_wrong_gradient_of_the_weights_is_still_seen():
+    loss, targets, predictions = batch("linear_crossentropy")
+
+    class Wrong(type(loss)):
+        def value_and_vjp(self, y_true, y_pred, **mask):
+            value, vjp = super().value_and_vjp(y_true, y_pred, **mask)
+            return value, lambda dy: (found := vjp(dy)) | {"kernel": 1.001 * found["kernel"]}
+
+    fewer_targets, fewer = _fewer_classes(loss, targets, predictions, NUM_CLASSES)
+    report = start.verify(Wrong(), fewer_targets, fewer)
+    assert not report.ok
+    assert "kernel" in report.message
+    np.testing.assert_array_equal(
+        evaluate(loss, "analytic", fewer_targets, fewer)[0], evaluate(Wrong(), "analytic", fewer_targets, fewer)[0]
+    )

@@ -1,0 +1,69 @@
+"""The check before training: the analytic gradient against differences of the loss's value, on the first real batch."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from losses.base import Loss, map_entries
+from losses.proof import start
+from trainer.config import Job
+from trainer.data.order import Order
+from trainer.data.prepare import Prepared
+from trainer.errors import ConfigError
+from trainer.learner import Learner
+from trainer.progress import say
+
+_MOST_PROVED = 32  # targets, positions of sequences among them, on which a loss of a vocabulary, or with shared weights, is proved
+_MOST_CLASSES = 512  # whose shared weights are proved together; any batch's own are among them
+
+
+def verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
+    """Proves the analytic gradient on the first real batch; what it found, for the summary. Refuses a wrong one."""
+    if learner.gradient_mode != "analytic":
+        return "not checked: the tape's"
+    if not job.config.gradient.verify_at_start:
+        return "not checked: gradient.verify_at_start=false"
+    batch = data.train.rows(order.batches(0, 1)[0])
+    if batch.weights is not None:
+        batch = batch.rows(np.flatnonzero(batch.weights > 0))
+    length = batch.targets.shape[1] if data.want == "classes" and batch.targets.ndim > 1 else 0  # of sequences of classes
+    if learner.loss.shared or length:
+        # A vocabulary's scores at every position are much to differentiate again and again; and a displacement of shared weights moves
+        # all examples, so that each is a whole evaluation.
+        batch = batch.rows(slice(max(2, _MOST_PROVED // max(1, length))))
+    predictions = learner.model(tf.constant(batch.features), training=False)
+    if length:  # a mean over positions: the first ones stand for all
+        first = max(1, _MOST_PROVED // len(batch))
+        batch = dataclasses.replace(batch, targets=batch.targets[:, :first])
+        predictions = map_entries(lambda key, p: p if key in learner.loss.shared else p[:, :first], predictions)
+    targets = batch.targets
+    if learner.loss.shared and data.num_classes and data.num_classes > _MOST_CLASSES:
+        targets, predictions = _fewer_classes(learner.loss, targets, predictions, data.num_classes)
+    report = start.verify(learner.loss, targets, predictions, job.config.seed)
+    if not report.ok:
+        raise ConfigError(f"{report.message}. The run has not begun")
+    say(report.message if report.auto_agrees else f"{report.message}\n{report.auto_message}")
+    inconclusive = f", {report.num_inconclusive} inconclusive" if report.num_inconclusive else ""
+    return f"{report.num_checked} derivatives agree to {report.max_error:.1e}{inconclusive}"
+
+
+def _fewer_classes(
+    loss: Loss, targets: np.ndarray, predictions: dict[str, tf.Tensor], num_classes: int
+) -> tuple[np.ndarray, dict[str, tf.Tensor]]:
+    """The same batch, as if there were few classes: those of the targets, and some of the others.
+
+    Else each of the many displacements of a vocabulary's weights, and each gradient by them, would be as large as they are.
+    """
+    width = predictions[loss.entry].shape[-1]
+    one, another = (loss.shared_shapes(width, n) for n in (num_classes, num_classes + 1))
+    axes = {key: [axis for axis, sizes in enumerate(zip(one[key], another[key], strict=True)) if sizes[0] != sizes[1]] for key in one}
+    present = np.unique(targets)
+    others = np.setdiff1d(np.arange(num_classes), present)
+    kept = np.sort(np.concatenate([present, others[: _MOST_CLASSES - len(present)]]))
+
+    few = dict(predictions)
+    for key, found in axes.items():
+        for axis in found:
+            few[key] = tf.gather(few[key], kept, axis=axis)
+    return np.searchsorted(kept, targets).astype(targets.dtype), few
