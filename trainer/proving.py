@@ -38,7 +38,7 @@ def verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
         batch = dataclasses.replace(batch, targets=batch.targets[:, :first])
         predictions = map_entries(lambda key, p: p if key in learner.loss.shared else p[:, :first], predictions)
     targets = batch.targets
-    if learner.loss.shared and data.num_classes and data.num_classes > _MOST_CLASSES:
+    if learner.loss.shared and data.want == "classes" and data.num_classes and data.num_classes > _MOST_CLASSES:
         targets, predictions = _fewer_classes(learner.loss, targets, predictions, data.num_classes)
     report = start.verify(learner.loss, targets, predictions, job.config.seed)
     if not report.ok:
@@ -56,14 +56,14 @@ def _fewer_classes(
     Else each of the many displacements of a vocabulary's weights, and each gradient by them, would be as large as they are.
     """
     width = predictions[loss.entry].shape[-1]
-    one, another = (loss.shared_shapes(width, n) for n in (num_classes, num_classes + 1))
-    axes = {key: [axis for axis, sizes in enumerate(zip(one[key], another[key], strict=True)) if sizes[0] != sizes[1]] for key in one}
+    shapes, larger = (loss.shared_shapes(width, n) for n in (num_classes, num_classes + 1))
+    axes = [(key, axis) for key in shapes for axis, size in enumerate(shapes[key]) if size != larger[key][axis]]
+    if any(shapes[key][axis] != num_classes for key, axis in axes):  # a loss of one's own, with more to it than one entry a class
+        return targets, predictions
     present = np.unique(targets)
     others = np.setdiff1d(np.arange(num_classes), present)
     kept = np.sort(np.concatenate([present, others[: _MOST_CLASSES - len(present)]]))
-
     few = dict(predictions)
-    for key, found in axes.items():
-        for axis in found:
-            few[key] = tf.gather(few[key], kept, axis=axis)
+    for key, axis in axes:
+        few[key] = tf.gather(few[key], kept, axis=axis)
     return np.searchsorted(kept, targets).astype(targets.dtype), few

@@ -48,3 +48,15 @@ def test_a_wrong_gradient_of_the_weights_is_still_seen():
     np.testing.assert_array_equal(
         evaluate(loss, "analytic", fewer_targets, fewer)[0], evaluate(Wrong(), "analytic", fewer_targets, fewer)[0]
     )
+
+
+def test_weights_that_are_not_one_a_class_stay_whole():
+    loss, targets, predictions = batch("arcface")
+
+    class WithNone(type(loss)):
+        def shared_shapes(self, width, num_classes):
+            return {"centers": (num_classes + 1, width)}
+
+    same_targets, same = _fewer_classes(WithNone(), targets, predictions, NUM_CLASSES)
+    assert same_targets is targets
+    assert same is predictions
