@@ -101,8 +101,8 @@ class Learner:
         return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self._variables().values())
 
     def capture(self) -> dict[str, np.ndarray]:
-        """Copies of everything that learning has changed, by name."""
-        return {name: np.array(variable.numpy()) for name, variable in self._variables().items()}
+        """Copies, which .numpy() makes, of everything that learning has changed, by name."""
+        return {name: np.asarray(variable.numpy()) for name, variable in self._variables().items()}
 
     def not_finite(self, arrays: dict[str, np.ndarray]) -> list[str]:
         """Names of captured weights, averaged ones included, that hold NaN or infinities."""

@@ -1,7 +1,7 @@
 """Keras' optimizers whose update TensorFlow has a kernel for: one pass over a variable instead of a dozen.
 
-The kernel rounds 1 - beta in the variable's dtype, where Keras multiplies by the difference of two Python floats: in float32 an update
-differs by up to some 1e-5 of itself.
+The kernel rounds 1 - beta in the variable's dtype, as both round beta's powers, where Keras multiplies by the difference of two Python
+floats. In float32 the first update differs by 6e-6 of itself at beta_2 = 0.999, by 8e-5 at 0.9999.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ class _Fused:
     """The update of one variable, for subclasses of keras.optimizers.Adam."""
 
     def update_step(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        if self.amsgrad or isinstance(gradient, tf.IndexedSlices):
+        if self.amsgrad:  # no kernel has it
             super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
             return
         index, dtype = self._get_variable_index(variable), variable.dtype

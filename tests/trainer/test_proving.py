@@ -7,7 +7,7 @@ import tensorflow as tf
 import losses
 from losses.proof import start
 from losses.proof.evaluation import evaluate
-from trainer.proving import _MOST_CLASSES, _fewer_classes
+from trainer.proving import _MOST_CLASSES, _fewer_classes, _proved_on_few
 
 NUM_CLASSES = 3000
 
@@ -60,3 +60,15 @@ def test_weights_that_are_not_one_a_class_stay_whole():
     same_targets, same = _fewer_classes(WithNone(), targets, predictions, NUM_CLASSES)
     assert same_targets is targets
     assert same is predictions
+
+
+def test_a_loss_that_counts_on_all_classes_is_proved_whole():
+    loss, targets, predictions = batch("linear_crossentropy")
+    assert _proved_on_few(loss, targets, predictions, NUM_CLASSES, 0).ok
+
+    class Weighed(type(loss)):
+        def value(self, y_true, y_pred):
+            return super().value(y_true, y_pred | {"bias": y_pred["bias"] + tf.zeros(NUM_CLASSES, y_pred["bias"].dtype)})
+
+    assert _proved_on_few(Weighed(), targets, predictions, NUM_CLASSES, 0) is None
+    assert start.verify(Weighed(), targets, predictions).ok
