@@ -14,7 +14,7 @@ from trainer.learner import Learner
 
 Chunk = Callable[[Any, tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
 
-_FEW_BYTES = 2**26  # of all that learning changes: copied in a fraction of the time that a step of as many takes on the CPU
+_FEW_BYTES = 2**26  # of all that learning changes: copied in a fraction of the time that a chunk takes, where no border cuts it short
 
 
 def make_chunk(

@@ -53,8 +53,10 @@ def verify(job: Job, learner: Learner, data: Prepared, order: Order) -> str:
 
 def _proved_on_few(loss: Loss, targets: np.ndarray, predictions: dict[str, tf.Tensor], num_classes: int, seed: int) -> start.Report | None:
     """The report on fewer classes; None where that is not all well: a loss may count on all of its classes."""
+    few_targets, few = _fewer_classes(loss, targets, predictions, num_classes)
+    if few is predictions:
+        return None
     try:
-        few_targets, few = _fewer_classes(loss, targets, predictions, num_classes)
         report = start.verify(loss, few_targets, few, seed)
     except Exception:  # whatever a loss of one's own raises: it is proved whole then, and raises there what is its own
         return None
@@ -64,14 +66,12 @@ def _proved_on_few(loss: Loss, targets: np.ndarray, predictions: dict[str, tf.Te
 def _fewer_classes(
     loss: Loss, targets: np.ndarray, predictions: dict[str, tf.Tensor], num_classes: int
 ) -> tuple[np.ndarray, dict[str, tf.Tensor]]:
-    """The same batch, as if there were few classes: those of the targets, and some of the others.
+    """The same batch, as if there were few classes: those of the targets, and some of the others; itself without weights for each class.
 
     Else each of the many displacements of a vocabulary's weights, and each gradient by them, would be as large as they are.
     """
-    width = predictions[loss.entry].shape[-1]
-    shapes, larger = (loss.shared_shapes(width, n) for n in (num_classes, num_classes + 1))
-    axes = [(key, axis) for key in shapes for axis, size in enumerate(shapes[key]) if size != larger[key][axis]]
-    if not axes or any(shapes[key][axis] != num_classes for key, axis in axes):  # weights that are something else than one entry a class
+    axes = [(key, axis) for key in loss.shared for axis, size in enumerate(predictions[key].shape) if size == num_classes]
+    if not axes:
         return targets, predictions
     present = np.unique(targets)
     others = np.setdiff1d(np.arange(num_classes), present)
