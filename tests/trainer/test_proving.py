@@ -1,11 +1,14 @@
 """The check before training, where a loss has the weights of very many classes."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import losses
 from losses.proof import start
+from trainer import config, job, proving
+from trainer.learner import Learner
 from trainer.proving import _MOST_CLASSES, _fewer_classes, _proved_on_few
 
 NUM_CLASSES = 3000
@@ -65,3 +68,28 @@ def test_a_loss_that_counts_on_all_classes_is_proved_whole():
 
     assert _proved_on_few(Weighed(), targets, predictions, NUM_CLASSES, 0) is None
     assert start.verify(Weighed(), targets, predictions).ok
+
+
+def test_a_run_proves_few_classes(tmp_path, monkeypatch):
+    sizes = []
+
+    def verify(loss, y_true, y_pred, seed):
+        sizes.append(len(y_pred["centers"]))
+        return start.Report(True, "")
+
+    monkeypatch.setattr(proving, "_MOST_CLASSES", 4)
+    monkeypatch.setattr(proving.start, "verify", verify)
+    settings = ("loss=arcface", "data.batch_size=2", "trainer.steps=1", "trainer.eval_every=0", "trainer.compile=graph")
+    assert job.run(config.load([*settings, f"hydra.run.dir={tmp_path}"])) == 0
+    assert sizes == [4]
+
+
+def test_what_is_captured_is_a_copy():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    learner = Learner(model, losses.find("mse")(), "analytic", keras.optimizers.SGD(), None)
+    captured = learner.capture()
+    before = {name: array.copy() for name, array in captured.items()}
+    for variable in [*model.variables, *learner.optimizer.variables]:
+        variable.assign(variable + 1)
+    for name, array in captured.items():
+        np.testing.assert_array_equal(array, before[name])
