@@ -33,13 +33,13 @@ def crossentropy(
         `(value, vjp)`: [rows], and `vjp(dy)`, dy [rows], gives the derivatives by rows, kernel and bias.
     """
     chunks = _Chunks(rows, kernel, bias, classes)
-    ones = chunks.split(tf.ones_like(rows[:, 0]))
+    ones = chunks.split(tf.ones_like(rows[:, 0]))  # 0 for padding
     transposed = tf.transpose(kernel)  # the product with a kernel that is stored as it is read takes half the time
 
     def step(k: tf.Tensor, values: tf.TensorArray, d_rows: tf.TensorArray, *sums: tf.Tensor) -> tuple:
-        value, _, slopes = chunks.evaluate(k)
-        d_rows = d_rows.write(k, tf.matmul(slopes, transposed))
-        return k + 1, values.write(k, value), d_rows, *chunks.add(k, slopes, ones[k], *sums)
+        value, _, slopes, scale = chunks.evaluate(k)
+        d_rows = d_rows.write(k, tf.matmul(slopes, transposed) * scale[:, tf.newaxis])
+        return k + 1, values.write(k, value), d_rows, *chunks.add(k, slopes, scale * ones[k], *sums)
 
     start = 0, chunks.array(rows.dtype), chunks.array(rows.dtype, rows.shape[1]), tf.zeros_like(kernel), tf.zeros_like(bias)
     _, values, d_rows, d_kernel, d_bias = tf.while_loop(chunks.more, step, start, parallel_iterations=1)
@@ -47,11 +47,10 @@ def crossentropy(
 
     def vjp(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         first = tf.reduce_sum(dy[:1])  # 0 for no rows
-        sums = tf.cond(
-            tf.reduce_all(dy == first),
-            lambda: (d_kernel * first, d_bias * first),
-            lambda: _weighted_sums(rows, kernel, bias, classes, dy),
-        )
+        same = tf.reduce_all(dy == first)
+        scale = tf.where(same, first, 0)
+        sums = tf.math.multiply_no_nan(d_kernel, scale), tf.math.multiply_no_nan(d_bias, scale)
+        sums = _weighted_sums(rows, kernel, bias, classes, dy, ~same, *sums)
         return d_rows * dy[:, tf.newaxis], *sums
 
     return chunks.joined(values), vjp
@@ -62,7 +61,7 @@ def value_and_leads(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes
     chunks = _Chunks(rows, kernel, bias, classes)
 
     def step(k: tf.Tensor, values: tf.TensorArray, leads: tf.TensorArray) -> tuple:
-        value, lead, _ = chunks.evaluate(k)
+        value, lead, *_ = chunks.evaluate(k)
         return k + 1, values.write(k, value), leads.write(k, lead)
 
     start = 0, chunks.array(rows.dtype), chunks.array(tf.bool)
@@ -70,17 +69,21 @@ def value_and_leads(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes
     return chunks.joined(values), chunks.joined(leads)
 
 
-def _weighted_sums(rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The derivatives by kernel and bias."""
+def _weighted_sums(
+    rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor, dy: tf.Tensor, wanted: tf.Tensor, *sums: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The derivatives by kernel and bias, added to the sums if wanted.
+
+    No tf.cond around it: TensorFlow's optimizer can't sort a loop within a condition within a loop, and would leave all of it as it is.
+    """
     chunks = _Chunks(rows, kernel, bias, classes)
     dys = chunks.split(dy)
 
     def step(k: tf.Tensor, *sums: tf.Tensor) -> tuple:
-        return k + 1, *chunks.add(k, chunks.evaluate(k)[2], dys[k], *sums)
+        *_, slopes, scale = chunks.evaluate(k)
+        return k + 1, *chunks.add(k, slopes, scale * dys[k], *sums)
 
-    start = 0, tf.zeros_like(kernel), tf.zeros_like(bias)
-    _, d_kernel, d_bias = tf.while_loop(chunks.more, step, start, parallel_iterations=1)
-    return d_kernel, d_bias
+    return tf.while_loop(lambda k, *_: wanted & chunks.more(k), step, (0, *sums), parallel_iterations=1)[1:]
 
 
 class _Chunks:
@@ -116,23 +119,28 @@ class _Chunks:
         """Chunks of [rows of one, ...] -> [rows, ...]."""
         return x.concat()[: self._num_rows]
 
-    def evaluate(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The values and whether the classes lead, [rows of one], and the derivatives by the scores, [rows of one, classes]."""
+    def evaluate(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The values, whether the classes lead, and the derivatives by the scores, [rows of one, classes], over their scales.
+
+        The derivatives are e^(l_j - m) scale, and for the class minus the sum of the others: whatever is made of them, rows that are few
+        numbers can be scaled for them.
+        """
         own = self._classes[k]
         at = tf.stack([tf.range(tf.size(own)), own], axis=1)
         logits = tf.nn.bias_add(tf.matmul(self._rows[k], self._kernel), self._bias)
         l_y = tf.gather_nd(logits, at) + self._no_class[k]
-        logits = tf.tensor_scatter_nd_update(logits, at, tf.fill(tf.shape(l_y), tf.constant(-float("inf"), logits.dtype)))
+        with tf.control_dependencies([l_y]):  # read before: so that the scores are changed in place, not copied
+            logits = tf.tensor_scatter_nd_update(logits, at, tf.fill(tf.shape(l_y), tf.constant(-float("inf"), logits.dtype)))
         largest = tf.reduce_max(logits, axis=1)
         shift = tf.maximum(largest, logits.dtype.min)  # -inf where there is but one class
         powers = tf.exp(logits - shift[:, tf.newaxis])
-        o = shift + tf.math.log(tf.reduce_sum(powers, axis=1))
+        total = tf.reduce_sum(powers, axis=1)
+        o = shift + tf.math.log(total)
         log_sum = tf.maximum(l_y, o) + tf.nn.softplus(-tf.abs(l_y - o))
-        slopes = powers * tf.exp(shift - log_sum)[:, tf.newaxis]
-        slopes = tf.tensor_scatter_nd_update(slopes, at, -tf.exp(-tf.nn.softplus(l_y - o)))
-        return tf.nn.softplus(o - l_y), l_y > largest, slopes
+        slopes = tf.tensor_scatter_nd_update(powers, at, -total)
+        return tf.nn.softplus(o - l_y), l_y > largest, slopes, tf.exp(shift - log_sum)
 
     def add(self, k: tf.Tensor, slopes: tf.Tensor, dys: tf.Tensor, d_kernel: tf.Tensor, d_bias: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The derivatives by kernel and bias, a chunk's with its dys added."""
+        """The derivatives by kernel and bias, a chunk's added, whose derivatives by the scores are `slopes` by `dys`."""
         d_kernel += tf.matmul(self._rows[k] * dys[:, tf.newaxis], slopes, transpose_a=True)
         return d_kernel, d_bias + tf.matmul(dys[tf.newaxis], slopes)[0]

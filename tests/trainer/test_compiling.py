@@ -49,6 +49,12 @@ def test_every_way_learns_the_same(tmp_path, way):
     assert summary(tmp_path / way)["compile"] == way
 
 
+def test_a_graph_with_loops_of_the_loss_within_is_optimized(tmp_path, capfd):
+    """TensorFlow leaves a graph that it can't sort as it is, and says so on stderr alone."""
+    train(tmp_path, "loss=linear_crossentropy", "trainer.compile=graph", "gradient.audit_every=8")
+    assert "sort" not in capfd.readouterr().err
+
+
 def test_a_step_by_xla_on_replicas(tmp_path):
     expected = train(tmp_path / "one", "trainer.compile=graph", "model.dropout=0.2")
     found = train(tmp_path / "two", "trainer.compile=step", "strategy=cpu_sim", "model.dropout=0.2")
