@@ -94,11 +94,13 @@ class _Chunks:
 
     def __init__(self, rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor) -> None:
         self._num_rows, num_classes = tf.shape(rows)[0], tf.shape(kernel)[1]
-        self._size = tf.clip_by_value(_CHUNK_SCORES // tf.maximum(num_classes, 1), 1, tf.maximum(self._num_rows, 1))
+        most = tf.maximum(_CHUNK_SCORES // tf.maximum(num_classes, 1), 1)
         # An empty batch has a chunk of padding: XLA slices even where no loop runs.
-        self._number = tf.maximum(-(-self._num_rows // self._size), 1)
+        self._number = tf.maximum(-(-self._num_rows // most), 1)
+        self._size = tf.maximum(-(-self._num_rows // self._number), 1)
         self._kernel, self._bias, self._rows = kernel, bias, self.split(rows)
-        in_range = (classes >= 0) & (classes < tf.cast(num_classes, classes.dtype))
+        classes = tf.cast(classes, tf.int64)  # narrow ones can't hold num_classes
+        in_range = (classes >= 0) & (classes < tf.cast(num_classes, tf.int64))
         self._classes = self.split(tf.where(in_range, tf.cast(classes, tf.int32), 0))
         self._no_class = self.split(tf.where(in_range, tf.zeros_like(rows[:, 0]), float("nan")))
 

@@ -52,6 +52,12 @@ def test_linear_crossentropy_in_chunks_of_any_size(monkeypatch, num_scores, weig
     np.testing.assert_array_equal(accuracy, correct.mean(axis=1))
 
 
+def test_narrow_labels_are_those_of_wide_ones():
+    y, p = layer(np.random.default_rng(0), 5, num_classes=256)
+    expected = LINEAR.value_and_vjp(tf.constant(y), cast(p, tf.float64))[0]
+    np.testing.assert_array_equal(LINEAR.value_and_vjp(tf.constant(y, tf.uint8), cast(p, tf.float64))[0], expected)
+
+
 @pytest.mark.parametrize("lead", [18.0, 30.0, 80.0])
 def test_linear_crossentropy_keeps_the_gradient_of_what_is_learned(lead):
     p = cast({"hidden": [[lead]], "kernel": [[1.0, 0.0, 0.0]], "bias": [0.0, 0.0, 0.0]}, tf.float32)
