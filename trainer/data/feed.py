@@ -46,18 +46,19 @@ class Feed:
         """The batches of steps `step` to `end`, counted from 0, without the last; those from `end` to `then` are made meanwhile.
 
         Returns:
-            Indices, int32 [end - step, batch_size] at least; and what the chunk takes: these [num_batches, batch_size], or a list of arrays
-            [end - step or num_batches, batch_size, ...] of which the first end - step are filled.
+            Indices, int32 [end - step, batch_size]; and what the chunk takes: these as [num_batches, batch_size], or a list of arrays
+            [end - step or num_batches, batch_size, ...], of which the first end - step are filled.
         """
         now = self._ahead[2] if self._ahead and self._ahead[:2] == (step, end) else self._thread.submit(self._make, step, end)
         self._ahead = (end, then, self._thread.submit(self._make, end, then)) if then > end else None
         return now.result()
 
     def _make(self, step: int, end: int) -> tuple[np.ndarray, Any]:
-        if self._part is None:
-            indices = self._order.batches(step, self._num_batches)
-            return indices, tf.constant(indices)
         indices = self._order.batches(step, end - step)
+        if self._part is None:
+            chunk = np.zeros([self._num_batches, indices.shape[1]], np.int32)
+            chunk[: len(indices)] = indices
+            return indices, tf.constant(chunk)
         return indices, [tf.constant(array) for array in self._read(self._part, indices)]
 
     def _read(self, part: Part, indices: np.ndarray) -> list[np.ndarray]:
