@@ -114,7 +114,7 @@ def seconds_per_step(folder: Path, overrides: Sequence[str]) -> float:
         run = folder / f"size-{time.monotonic_ns()}"
         # Random numbers of a width that all sizes share; enough examples for the largest batch.
         arguments = command(
-            "data=synthetic", "data.num_examples=4096", f"trainer.steps={steps}", *_QUIET, *overrides, f"hydra.run.dir={run}"
+            "data=synthetic", "loss=mse", "data.num_examples=4096", f"trainer.steps={steps}", *_QUIET, *overrides, f"hydra.run.dir={run}"
         )
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
         found = json.loads((run / "summary.json").read_text())["steps_per_second"]
@@ -191,9 +191,9 @@ def main() -> int:
         folder = Path(name)
         problems += compare(f"{arguments.steps} steps", long(folder, arguments.steps), table) if "long" in wanted else []
         problems += sweep(folder, arguments.jobs, table) if "sweep" in wanted else []
+        if table.row_count:
+            Console().print(table)
         problems += size(folder, arguments.plot) if "size" in wanted else []
-    if table.row_count:
-        Console().print(table)
     for problem in problems:
         print(problem, file=sys.stderr)
     return int(bool(problems))

@@ -69,7 +69,6 @@ def measure(workload: Workload, names: list[str], options: argparse.Namespace, r
             stack.callback(waiting.close)
             entry.versions = waiting.about["versions"]
             turns[entrant] = lambda waiting=waiting: waiting.window(options.seconds)  # type: ignore[misc]
-        keep()
         for window in range(options.windows):
             for entrant in list(turns)[:: -1 if window % 2 else 1]:
                 entry = result.entries[entrant]

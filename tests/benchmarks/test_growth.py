@@ -8,3 +8,9 @@ def test_memory_stays_as_it_is(tmp_path):
     taken = growth.long(tmp_path, 50_000)
     assert taken[-1].done > 40_000
     assert taken[-1].memory <= growth.MOST_MEMORY * growth.early_memory(taken)
+
+
+@pytest.mark.slow
+def test_a_step_of_every_kind_of_size_is_timed(tmp_path):
+    for _, overrides in growth.SIZES.values():
+        assert 0 < growth.seconds_per_step(tmp_path, ["trainer.steps=2", *overrides(2.0)]) < 1
