@@ -59,7 +59,12 @@ def possible(learner: Learner) -> list[str]:
 
 def synchronizes(learner: Learner) -> bool:
     """Whether replicas wait for each other within the model, which no compiled or repeated part of a step can hold."""
-    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in layers_within(learner.model))
+    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in _every_layer(learner.model))
+
+
+def normalizes(learner: Learner) -> bool:
+    """Whether examples are normalized by others of their batch."""
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in _every_layer(learner.model))
 
 
 def choose(setting: str, learner: Learner) -> str:
@@ -76,7 +81,7 @@ def choose(setting: str, learner: Learner) -> str:
         raise ConfigError(f"trainer.compile={setting}: {reason}: type trainer.compile={possible(learner)[0]}")
     if setting != "auto":
         return setting
-    layers = {type(layer).__name__ for layer in layers_within(learner.model)}
+    layers = {type(layer).__name__ for layer in _every_layer(learner.model)}
     slow = any("Conv" in name for name in layers) or any(variable.name == "seed_generator_state" for variable in learner.state)
     if slow or "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
         return "graph"
@@ -93,9 +98,10 @@ def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray)
         indices: of a chunk, [K, batch_size].
     """
     before = learner.capture()
-    chunks = {way: make(way) for way in possible(learner)}
     seconds: dict[str, float] = {}
-    for way, chunk in chunks.items():
+    kept: dict[str, Chunk] = {}
+    for way in possible(learner):
+        chunk = make(way)
         try:
             seconds[way] = step_seconds(chunk, indices)
         except tf.errors.InvalidArgumentError as error:
@@ -103,9 +109,11 @@ def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray)
                 raise
             say(f"trainer.compile=measure: XLA can't compile {way}")
         learner.restore(before)
-    best = min(seconds, key=lambda way: seconds[way])
+        if way == min(seconds, key=seconds.__getitem__, default=None):
+            kept = {way: chunk}  # the others are let go, and their copies of the data with them
+    [(best, chunk)] = kept.items()
     say(f"trainer.compile=measure: {best}, of {_listed(seconds)}")
-    return best, chunks[best]
+    return best, chunk
 
 
 def step_seconds(chunk: Chunk, indices: np.ndarray) -> float:
@@ -113,8 +121,8 @@ def step_seconds(chunk: Chunk, indices: np.ndarray) -> float:
 
     def timed(num_steps: int) -> float:
         started = time.perf_counter()
-        num_done = chunk(tf.constant(indices), tf.constant(0), tf.constant(num_steps), tf.constant(0))[1]
-        return (time.perf_counter() - started) / int(num_done)
+        num_done = int(chunk(tf.constant(indices), tf.constant(0), tf.constant(num_steps), tf.constant(0))[1])
+        return (time.perf_counter() - started) / num_done
 
     timed(1)
     num_steps = max(1, min(len(indices), int(_SECONDS / timed(min(len(indices), 4)))))
@@ -123,6 +131,11 @@ def step_seconds(chunk: Chunk, indices: np.ndarray) -> float:
 
 def _listed(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{way} {1e3 * each:.3g} ms a step" for way, each in seconds.items())
+
+
+def _every_layer(model: keras.Model) -> list[keras.layers.Layer]:
+    """All layers, those too that a layer has as an attribute, such as a wrapper or one of one's own."""
+    return model._flatten_layers(include_self=False)
 
 
 def layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:

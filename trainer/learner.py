@@ -13,6 +13,8 @@ import tensorflow as tf
 from losses.base import Loss
 from trainer.errors import CheckpointError
 
+_LARGEST_SCALE = 2.0**64  # where nothing that is scaled overflows, it would come to infinity
+
 
 class LossScale:
     """The factor of the loss that keeps gradients of half precision above 0, adapted to the largest that doesn't overflow.
@@ -33,7 +35,8 @@ class LossScale:
         """After a step, whose gradients were all finite or not."""
         good = tf.where(finite, self.good + 1, 0)
         grows = good == self._growth_steps
-        scale = tf.where(finite, tf.where(grows, 2 * self.scale, self.scale), tf.maximum(self.scale / 2, 1.0))
+        larger = tf.minimum(2 * self.scale, _LARGEST_SCALE)
+        scale = tf.where(finite, tf.where(grows, larger, self.scale), tf.maximum(self.scale / 2, 1.0))
         self.scale.assign(scale)
         self.good.assign(tf.where(grows, 0, good))
 

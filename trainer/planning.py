@@ -88,6 +88,11 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, s
             f"trainer.accumulate={accumulate}: replicas normalize their batches together, which can't be done in parts: "
             "type trainer.accumulate=1"
         )
+    if accumulate > 1 and compiling.normalizes(learner):
+        say(
+            f"warning: trainer.accumulate={accumulate}: batch normalization takes mean and variance of a part of the batch, not of all of "
+            "it: the updates are not those of a whole batch"
+        )
     if plan.audit_every and len(learner.loss.modes) < 2:
         raise ConfigError(
             f"gradient.audit_every={plan.audit_every}: the loss {learner.loss.name} has gradient={learner.loss.modes[0]} alone, and "

@@ -112,6 +112,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
             run.write("summary.json", _summary(run, learner, state, compiled, "unknown", Outcome({}, "finished", 0.0)))
         return 0, "finished"
+    state.skipped = min(state.skipped, plan.max_skipped)  # trainer.on_nonfinite may have been skip before
     if state.step:
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     if rollback.wanted and state.step:
@@ -265,7 +266,7 @@ def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: 
     return {
         "steps": state.step,
         "wall_seconds": round(time.monotonic() - run.claimed, 3),
-        "steps_per_second": round(outcome.steps_per_second, 1),
+        "steps_per_second": float(f"{outcome.steps_per_second:.4g}"),
         "peak_memory_mb": round(peak_memory(), 1),
         "gradient_mode": learner.gradient_mode,
         "gradient_check": proof,

@@ -1,5 +1,6 @@
 """Whole runs in every way of compiling, in parts, and in half precision: what is learned is the same."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import losses
 from tests.trainer.processes import ROOT
 from trainer import compiling, config, job, snapshots
 from trainer.data.prepare import Prepared, Split
 from trainer.errors import ConfigError, DivergedError
+from trainer.learner import Learner, LossScale
 
 QUICK = ("trainer.steps=24", "trainer.eval_every=0", "gradient.verify_at_start=false", "optimizer=sgd", "optimizer.learning_rate=0.1")
 NORMALIZED = ("model.batch_normalization=true", "model.dropout=0.2")
@@ -115,6 +119,32 @@ def test_parts_that_cannot_be(tmp_path):
         train(tmp_path / "b", "trainer.accumulate=2", "loss=infonce", "data=digit_views")
 
 
+def test_parts_that_are_not_the_same_update_are_told(tmp_path, capsys):
+    train(tmp_path, "trainer.accumulate=2", "trainer.steps=2", "model.batch_normalization=true")
+    assert "trainer.accumulate=2: batch normalization" in capsys.readouterr().out
+
+
+class Residual(keras.layers.Layer):
+    """A block that holds its layers as attributes."""
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self.inner = keras.layers.Conv2D(4, 3, padding="same")
+        self.norm = keras.layers.BatchNormalization(synchronized=True)
+
+    def call(self, x):
+        return x + self.norm(self.inner(x))
+
+
+def test_layers_within_layers_count(monkeypatch):
+    inputs = keras.Input([8, 8, 4])
+    outputs = keras.layers.Flatten()(Residual()(inputs))
+    learner = Learner(keras.Model(inputs, outputs), losses.find("mse")(), "analytic", keras.optimizers.SGD(), None)
+    assert compiling.choose("auto", learner) == "graph"
+    assert compiling.normalizes(learner)
+    assert compiling.synchronizes(dataclasses.replace(learner, strategy=tf.distribute.get_strategy()))
+
+
 @pytest.mark.slow
 def test_measuring_leaves_the_run_as_it_would_have_been(tmp_path, capsys):
     train(tmp_path / "measured", "trainer.compile=measure", *NORMALIZED)
@@ -165,6 +195,13 @@ def test_an_overflow_by_the_loss_scale_is_no_divergence(tmp_path):
         assert line["grad_norm/global"] in ("inf", "NaN")
         assert isinstance(line["loss"], float)
         assert line["update_norm/global"] == 0
+
+
+def test_the_loss_scale_stays_finite():
+    scale = LossScale(2.0**62, 1)
+    for _ in range(200):
+        scale.adapt(tf.constant(True))
+    assert scale.scale == 2.0**64
 
 
 def test_a_loss_that_is_not_finite_is_one_in_half_precision_too(tmp_path):

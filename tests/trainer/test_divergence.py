@@ -311,6 +311,17 @@ def test_skipping_leaves_the_updates_out(train, tmp_path, loss):
 
 
 @pytest.mark.fault(rows=[15])
+def test_a_run_that_skipped_goes_on_without_skipping(train, tmp_path):
+    """Its checkpoint is of the very step whose update was left out."""
+    first = spikes()[0]
+    train("loss=nogradient", "trainer.on_nonfinite=skip", f"trainer.steps={first}", "trainer.epochs=null")
+    assert newest(tmp_path / "run").state["loop"]["skipped"] == 1
+    exit_code, output, _ = train("loss=nogradient", "trainer.on_nonfinite=stop")
+    assert exit_code == 3, output
+    assert lines(tmp_path / "run")[-1]["step"] == spikes()[1]
+
+
+@pytest.mark.fault(rows=[15])
 @pytest.mark.parametrize("loss", ["novalue", "nogradient"])
 def test_rolling_back_undoes_updates(train, tmp_path, loss):
     """The result is that of a run that never made them: steps 1 to the last checkpoint before a spike, and on after it."""
