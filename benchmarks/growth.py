@@ -4,8 +4,10 @@
 
 long: one run of the small MLP; its memory at a tenth and at the end, and its steps per second at 10 to 20% and at 85 to 95% of its
 steps. sweep: the parent's memory, and jobs per second, likewise. size: a step's time over width, batch and number of variables, as it
-grows from one size to the next (1: linear), drawn to FILE. Everything by the trainer's own command. Ends with status 1 where memory
-has grown by more than 5%, speed has fallen by more than 10%, or a step's time grows faster than linear, by more than noise.
+grows from one size to the next (1: linear), drawn to FILE. Beside it, over width, the slope of what memory alone limits: NumPy's passes
+over as many numbers as weights, averages and gradient are, which at some size leave the processor's cache. Everything by the
+trainer's own command. Ends with status 1 where memory has grown by more than 5%, speed has fallen by more than 10%, or a step's time
+grows faster than linear, and than those passes, by more than noise.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -31,8 +34,9 @@ from trainer.json_files import last_row
 
 MOST_MEMORY, LEAST_SPEED, STEEPEST = 1.05, 0.9, 1.15
 _QUIET = ("trainer.eval_every=0", "checkpoint.every=0", "gradient.verify_at_start=false")
+WEIGHTS = "weights of a layer"
 SIZES: dict[str, tuple[list[float], Callable[[float], list[str]]]] = {
-    "weights of a layer": ([2.0**k for k in range(12, 23, 2)], lambda n: [f"model.hidden=[{round(n**0.5)},{round(n**0.5)}]"]),
+    WEIGHTS: ([2.0**k for k in range(12, 23, 2)], lambda n: [f"model.hidden=[{round(n**0.5)},{round(n**0.5)}]"]),
     "examples in a batch": ([2.0**k for k in range(5, 11)], lambda n: [f"data.batch_size={n:.0f}", "model.hidden=[256,256]"]),
     "layers": ([2.0**k for k in range(1, 7)], lambda n: [f"model.hidden=[{','.join(['64'] * round(n))}]"]),
 }
@@ -123,19 +127,36 @@ def seconds_per_step(folder: Path, overrides: Sequence[str]) -> float:
         steps = min(50_000, math.ceil(3 * found))
 
 
+def seconds_per_pass(num_weights: float) -> float:
+    """Of adding the first of four arrays to each of the others: what an update by Adam does at the least."""
+    arrays = [np.ones(round(num_weights), np.float32) for _ in range(4)]
+
+    def timed() -> float:
+        started = time.perf_counter()
+        for array in arrays[1:]:
+            np.add(array, arrays[0], out=array)
+        return time.perf_counter() - started
+
+    return statistics.median([timed() for _ in range(25)][5:])
+
+
 def size(folder: Path, plot: Path | None) -> list[str]:
     table = Table(title="Seconds a step, as the job grows")
-    for heading in ("what grows", "to", "ms a step", "slope"):
+    for heading in ("what grows", "to", "ms a step", "slope", "memory's slope"):
         table.add_column(heading, justify="left" if heading == "what grows" else "right")
     curves, problems = {}, []
     for name, (numbers, overrides) in SIZES.items():
         seconds = [seconds_per_step(folder, overrides(number)) for number in numbers]
         curves[name] = list(zip(numbers, seconds, strict=True))
         slopes = slopes_of(curves[name])
-        for number, each, slope in zip(numbers, seconds, ["", *(f"{slope:.2f}" for slope in slopes)], strict=True):
-            table.add_row(name, f"{number:.0f}", f"{1e3 * each:.3g}", slope, end_section=number == numbers[-1])
-        if statistics.median(slopes[-2:]) > STEEPEST:
-            problems.append(f"{name}: a step's time grows with slope {slopes[-1]:.2f}, faster than linear")
+        of_memory = slopes_of([(number, seconds_per_pass(number)) for number in numbers]) if name == WEIGHTS else [1.0] * len(slopes)
+        known = [f"{memory:.2f}" if name == WEIGHTS else "" for memory in of_memory]
+        shown = [("", ""), *((f"{slope:.2f}", memory) for slope, memory in zip(slopes, known, strict=True))]
+        for number, each, columns in zip(numbers, seconds, shown, strict=True):
+            table.add_row(name, f"{number:.0f}", f"{1e3 * each:.3g}", *columns, end_section=number == numbers[-1])
+        excess = [slope - max(0.0, memory - 1) for slope, memory in zip(slopes, of_memory, strict=True)]
+        if (last := statistics.median(excess[-2:])) > STEEPEST:
+            problems.append(f"{name}: a step's time grows with slope {last:.2f} beyond memory's, faster than linear")
     Console().print(table)
     if plot:
         plot.write_text(drawn(curves), encoding="utf-8")

@@ -124,8 +124,8 @@ class _Chunks:
     def evaluate(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """The values, whether the classes lead, and the derivatives by the scores, [rows of one, classes], over their scales.
 
-        The derivatives are e^(l_j - m) scale, and for the class minus the sum of the others: whatever is made of them, rows that are few
-        numbers can be scaled for them.
+        The derivatives are e^(l_j - shift) scale, and for the class minus the sum of the others: whatever is made of them, rows that are
+        few numbers can be scaled for them.
         """
         own = self._classes[k]
         at = tf.stack([tf.range(tf.size(own)), own], axis=1)
@@ -137,10 +137,9 @@ class _Chunks:
         shift = tf.maximum(largest, logits.dtype.min)  # -inf where there is but one class
         powers = tf.exp(logits - shift[:, tf.newaxis])
         total = tf.reduce_sum(powers, axis=1)
-        o = shift + tf.math.log(total)
-        log_sum = tf.maximum(l_y, o) + tf.nn.softplus(-tf.abs(l_y - o))
+        lead = l_y - shift
         slopes = tf.tensor_scatter_nd_update(powers, at, -total)
-        return tf.nn.softplus(o - l_y), l_y > largest, slopes, tf.exp(shift - log_sum)
+        return tf.nn.softplus(tf.math.log(total) - lead), l_y > largest, slopes, 1 / (total + tf.exp(lead))
 
     def add(self, k: tf.Tensor, slopes: tf.Tensor, dys: tf.Tensor, d_kernel: tf.Tensor, d_bias: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The derivatives by kernel and bias, a chunk's added, whose derivatives by the scores are `slopes` by `dys`."""

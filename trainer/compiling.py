@@ -1,6 +1,7 @@
 """How a job is compiled, and on how many threads it runs: a rule, the same on every run, or what measuring finds fastest."""
 
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from trainer import schema
@@ -64,7 +64,7 @@ def synchronizes(learner: Learner) -> bool:
 
 def normalizes(learner: Learner) -> bool:
     """Whether examples are normalized by others of their batch."""
-    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in _every_layer(learner.model))
+    return any(isinstance(layer, keras.layers.BatchNormalization) and layer.trainable for layer in _every_layer(learner.model))
 
 
 def choose(setting: str, learner: Learner) -> str:
@@ -89,13 +89,14 @@ def choose(setting: str, learner: Learner) -> str:
     return "graph" if in_parts else "chunk"
 
 
-def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray) -> tuple[str, Chunk]:
+def measure(learner: Learner, make: Callable[[str], Chunk], batches: Any, num_steps: int) -> tuple[str, Chunk]:
     """The fastest of the possible ways on the job itself, and its chunk; what was learned meanwhile is forgotten.
 
     Args:
         learner: what is trained.
         make: a chunk by its way.
-        indices: of a chunk, [K, batch_size].
+        batches: what a chunk of `num_steps` takes.
+        num_steps: K.
     """
     before = learner.capture()
     seconds: dict[str, float] = {}
@@ -103,29 +104,31 @@ def measure(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray)
     for way in possible(learner):
         chunk = make(way)
         try:
-            seconds[way] = step_seconds(chunk, indices)
+            seconds[way] = step_seconds(chunk, batches, num_steps)
         except tf.errors.InvalidArgumentError as error:
             if "tf2xla conversion failed" not in str(error):
                 raise
             say(f"trainer.compile=measure: XLA can't compile {way}")
         learner.restore(before)
         if way == min(seconds, key=seconds.__getitem__, default=None):
-            kept = {way: chunk}  # the others are let go, and their copies of the data with them
-    [(best, chunk)] = kept.items()
+            kept = {way: chunk}
+        del chunk  # or the fastest so far: a slower one is let go, and its copy of the data with it
+        gc.collect()
+    [(best, fastest)] = kept.items()
     say(f"trainer.compile=measure: {best}, of {_listed(seconds)}")
-    return best, chunk
+    return best, fastest
 
 
-def step_seconds(chunk: Chunk, indices: np.ndarray) -> float:
+def step_seconds(chunk: Chunk, batches: Any, most_steps: int) -> float:
     """The time of a step, the median of some chunks after the first, which is traced and compiled."""
 
     def timed(num_steps: int) -> float:
         started = time.perf_counter()
-        num_done = int(chunk(tf.constant(indices), tf.constant(0), tf.constant(num_steps), tf.constant(0))[1])
+        num_done = int(chunk(batches, tf.constant(0), tf.constant(num_steps), tf.constant(0))[1])
         return (time.perf_counter() - started) / num_done
 
     timed(1)
-    num_steps = max(1, min(len(indices), int(_SECONDS / timed(min(len(indices), 4)))))
+    num_steps = max(1, min(most_steps, int(_SECONDS / timed(min(most_steps, 4)))))
     return statistics.median(timed(num_steps) for _ in range(_REPEATS))
 
 
@@ -139,7 +142,7 @@ def _every_layer(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """All layers of a model, and those of models within it."""
+    """The layers that a model shows, and those of models within it."""
     for layer in getattr(model, "layers", []):
         yield layer
         yield from layers_within(layer)

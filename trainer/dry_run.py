@@ -25,7 +25,7 @@ from trainer.loop import Plan
 from trainer.planning import make_plan
 from trainer.progress import say
 from trainer.proving import verify
-from trainer.training import build_all, chunk_maker, measured, peak_memory, xla_explained
+from trainer.training import build_all, chunk_maker, peak_memory, xla_explained
 
 _FIRST_STEPS = 8  # that are run from the initial weights on, as the run itself would
 _MB = 2**20
@@ -65,14 +65,17 @@ def _dry_run(job: Job, started: float) -> None:
         with Feed(order, plan.steps_per_call, None if data.resident else data.train, whole=True) as feed:
             indices, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
         make = chunk_maker(job, learner, data, plan)
-        compiled, chunk = measured(learner, make, indices, batches) if compiled == "measure" else (compiled, make(compiled))
+        if compiled == "measure":
+            compiled, chunk = compiling.measure(learner, make, batches, len(indices))
+        else:
+            chunk = make(compiled)
         clock = time.monotonic()
         num_first = tf.constant(min(_FIRST_STEPS, plan.steps_per_call))
         rows, num_done, skipped, _ = chunk(batches, tf.constant(0), num_first, tf.constant(0))
         rows = rows.numpy()[: int(num_done)]
         first_chunk = time.monotonic() - clock
         diverged = int(skipped) > plan.max_skipped
-        seconds = math.nan if diverged else compiling.step_seconds(lambda _, *arguments: chunk(batches, *arguments), indices)
+        seconds = math.nan if diverged else compiling.step_seconds(chunk, batches, len(indices))
         evaluation = 0.0 if diverged or not plan.eval_every else _evaluation_seconds(learner, data, batch_size)
 
     say("dry run: nothing is trained, and nothing is written")

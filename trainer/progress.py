@@ -75,8 +75,9 @@ def closing_table(run_dir: str, summary: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     table.add_column()
     table.add_column(overflow="fold")  # a path cut short is of no use
+    rate = summary["steps_per_second"]
     rows = {
-        "steps": f"{summary['steps']}  ({summary['steps_per_second']:.0f} steps/s, {summary['wall_seconds']:.1f} s)",
+        "steps": f"{summary['steps']}  ({rate:.{0 if rate >= 10 else 2}f} steps/s, {summary['wall_seconds']:.1f} s)",
         "gradient": f"{summary['gradient_mode']}  ({summary['gradient_check']})",
     }
     rows |= {

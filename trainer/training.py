@@ -112,7 +112,8 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
             run.write("summary.json", _summary(run, learner, state, compiled, "unknown", Outcome({}, "finished", 0.0)))
         return 0, "finished"
-    state.skipped = min(state.skipped, plan.max_skipped)  # trainer.on_nonfinite may have been skip before
+    if not plan.max_skipped:
+        state.skipped = 0  # trainer.on_nonfinite may have been skip before
     if state.step:
         say(f"going on from step {state.step} of {num_steps} in {run.path}")
     if rollback.wanted and state.step:
@@ -151,7 +152,8 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         handed = None if data.resident else data.train
         if compiled == "measure":
             with Feed(order, plan.steps_per_call, handed, whole=True) as feed:
-                compiled, chunk = measured(learner, make, *feed.take(0, plan.steps_per_call, then=plan.steps_per_call))
+                indices, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
+                compiled, chunk = compiling.measure(learner, make, batches, len(indices))
         else:
             chunk = make(compiled)
         evaluate = make_evaluate(learner, data, batch_size)
@@ -224,18 +226,6 @@ def xla_explained() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0].partition("{{")[0]
         raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
-
-
-def measured(learner: Learner, make: Callable[[str], Chunk], indices: np.ndarray, batches: Any) -> tuple[str, Chunk]:
-    """The fastest way of compiling on these batches, and its chunk."""
-    chunks: dict[str, Chunk] = {}
-
-    def kept(way: str) -> Chunk:
-        chunk = chunks[way] = make(way)
-        return lambda _, *arguments: chunk(batches, *arguments)
-
-    way, _ = compiling.measure(learner, kept, indices)
-    return way, chunks[way]
 
 
 def _examine(run: RunDir, forensics: Forensics) -> Callable[[int, np.ndarray, dict[str, float], int | None], str]:

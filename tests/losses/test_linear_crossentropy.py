@@ -52,6 +52,32 @@ def test_linear_crossentropy_in_chunks_of_any_size(monkeypatch, num_scores, weig
     np.testing.assert_array_equal(accuracy, correct.mean(axis=1))
 
 
+@pytest.mark.parametrize("how", ["graph", "xla"])
+def test_sums_over_rows_that_overflow_unweighted(how):
+    """What is summed for dy = 1 alone doesn't count where the dy differ."""
+    p = cast({"hidden": np.full((6, 1), 2e38), "kernel": [[0.0, 0.0]], "bias": [0.0, 0.0]}, tf.float32)
+    found = tf.function(lambda dy: LINEAR.value_and_vjp(tf.zeros(6, tf.int32), p)[1](dy), jit_compile=how == "xla")
+    dy = np.linspace(0.01, 0.02, 6, dtype=np.float32)
+    assert np.isinf(found(tf.ones(6))["kernel"]).all()
+    np.testing.assert_allclose(found(tf.constant(dy))["kernel"], [[-1e38 * dy.sum(), 1e38 * dy.sum()]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["graph", "xla"])
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(3, 1), (0, 4)])
+def test_one_class_and_no_rows(num_rows, num_classes, how):
+    p = cast({"hidden": np.ones((num_rows, 2)), "kernel": np.ones((2, num_classes)), "bias": np.zeros(num_classes)}, tf.float32)
+
+    @tf.function(jit_compile=how == "xla")
+    def found():
+        value, vjp = LINEAR.value_and_vjp(tf.zeros(num_rows, tf.int32), p)
+        return value, vjp(tf.ones(num_rows))
+
+    value, gradient = found()
+    np.testing.assert_array_equal(value, np.zeros(num_rows))
+    for key, slope in gradient.items():
+        np.testing.assert_array_equal(slope, np.zeros(p[key].shape))
+
+
 def test_narrow_labels_are_those_of_wide_ones():
     y, p = layer(np.random.default_rng(0), 5, num_classes=256)
     expected = LINEAR.value_and_vjp(tf.constant(y), cast(p, tf.float64))[0]

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -53,10 +55,13 @@ def test_every_way_learns_the_same(tmp_path, way):
     assert summary(tmp_path / way)["compile"] == way
 
 
-def test_a_graph_with_loops_of_the_loss_within_is_optimized(tmp_path, capfd):
-    """TensorFlow leaves a graph that it can't sort as it is, and says so on stderr alone."""
-    train(tmp_path, "loss=linear_crossentropy", "trainer.compile=graph", "gradient.audit_every=8")
-    assert "sort" not in capfd.readouterr().err
+def test_a_graph_with_loops_of_the_loss_within_is_optimized(tmp_path):
+    """TensorFlow leaves a graph that it can't sort as it is, and says so on stderr alone, as an error."""
+    job = (*QUICK, f"hydra.run.dir={tmp_path}", "loss=linear_crossentropy", "trainer.compile=graph", "gradient.audit_every=8")
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    line = [sys.executable, "-m", "trainer", *job]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "sort" not in done.stderr
 
 
 def test_a_step_by_xla_on_replicas(tmp_path):
@@ -136,7 +141,7 @@ class Residual(keras.layers.Layer):
         return x + self.norm(self.inner(x))
 
 
-def test_layers_within_layers_count(monkeypatch):
+def test_layers_within_layers_count():
     inputs = keras.Input([8, 8, 4])
     outputs = keras.layers.Flatten()(Residual()(inputs))
     learner = Learner(keras.Model(inputs, outputs), losses.find("mse")(), "analytic", keras.optimizers.SGD(), None)
@@ -154,6 +159,25 @@ def test_measuring_leaves_the_run_as_it_would_have_been(tmp_path, capsys):
     assert all(f"{name} " in said.partition(", of ")[2] for name in ("chunk", "step", "graph"))
     train(tmp_path / "typed", f"trainer.compile={way}", *NORMALIZED)
     assert (tmp_path / "measured/metrics.jsonl").read_text() == (tmp_path / "typed/metrics.jsonl").read_text()
+
+
+def test_measuring_holds_the_fastest_alone(monkeypatch):
+    """Each has its copy of the data."""
+    seconds = {"chunk": 2.0, "step": 1.0, "graph": 3.0}
+    alive = weakref.WeakValueDictionary()
+    at_once = []
+
+    def make(way):
+        chunk = alive[way] = tf.function(lambda: way)
+        at_once.append(len(alive))
+        return chunk
+
+    monkeypatch.setattr(compiling, "possible", lambda learner: list(seconds))
+    monkeypatch.setattr(compiling, "step_seconds", lambda chunk, batches, most_steps: seconds[next(k for k in alive if alive[k] is chunk)])
+    way, chunk = compiling.measure(mock.Mock(), make, None, 1)
+    assert way == "step"
+    assert dict(alive) == {"step": chunk}
+    assert at_once == [1, 2, 2]
 
 
 @pytest.mark.parametrize("way", ["graph", "chunk"])

@@ -36,7 +36,7 @@ class Part:
         return Split(np.stack([rows, rows], axis=1).astype(np.float32), rows.astype(np.int32), None)
 
 
-def test_indices_of_a_chunk_are_always_as_many():
+def test_a_chunk_takes_always_as_many_indices():
     with Feed(ORDER, 6) as feed:
         for step, end, then in ((0, 6, 12), (6, 12, 15), (12, 15, 15), (3, 5, 9)):
             indices, batches = feed.take(step, end, then)
