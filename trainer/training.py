@@ -110,7 +110,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
-            run.write("summary.json", _summary(run, learner, state, compiled, "unknown", Outcome({}, "finished", 0.0)))
+            run.write("summary.json", _summary(run, learner, state, batch_size, compiled, "unknown", Outcome({}, "finished", 0.0)))
         return 0, "finished"
     if not plan.max_skipped:
         state.skipped = 0  # trainer.on_nonfinite may have been skip before
@@ -194,7 +194,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         best = {f"best/{tag}": value for tag, value in state.best.items()}
         tracker.ended(outcome.cause, {"steps_per_second": outcome.steps_per_second} | best)
 
-    summary = _summary(run, learner, state, compiled, proof, outcome)
+    summary = _summary(run, learner, state, batch_size, compiled, proof, outcome)
     run.write("summary.json", summary)
     if outcome.cause == "signal":
         say(f"stopped at step {state.step} of {num_steps}; the same command with hydra.run.dir={run.path} goes on")
@@ -252,11 +252,12 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _summary(run: RunDir, learner: Learner, state: State, compiled: str, proof: str, outcome: Outcome) -> dict[str, Any]:
+def _summary(run: RunDir, learner: Learner, state: State, batch_size: int, compiled: str, proof: str, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": state.step,
         "wall_seconds": round(time.monotonic() - run.claimed, 3),
         "steps_per_second": float(f"{outcome.steps_per_second:.4g}"),
+        "examples_per_second": float(f"{outcome.steps_per_second * batch_size:.4g}"),
         "peak_memory_mb": round(peak_memory(), 1),
         "gradient_mode": learner.gradient_mode,
         "gradient_check": proof,

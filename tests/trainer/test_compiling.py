@@ -52,7 +52,11 @@ def test_every_way_learns_the_same(tmp_path, way):
     expected = train(tmp_path / "graph", "trainer.compile=graph", "trainer.clip_norm=0.5", *NORMALIZED)
     found = train(tmp_path / way, f"trainer.compile={way}", "trainer.clip_norm=0.5", *NORMALIZED)
     assert_alike(found, expected, 1e-4)
-    assert summary(tmp_path / way)["compile"] == way
+    told = summary(tmp_path / way)
+    assert told["compile"] == way
+    assert told["examples_per_second"] == pytest.approx(32 * told["steps_per_second"], rel=1e-3)
+    assert set(told["time_shares"]) >= {"input", "step", "evaluation", "checkpoint", "logging"}
+    assert sum(told["time_shares"].values()) == pytest.approx(1, abs=0.01)
 
 
 def test_a_graph_with_loops_of_the_loss_within_is_optimized(tmp_path):
