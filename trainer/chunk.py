@@ -26,7 +26,7 @@ def make_chunk(
         learner: what is trained.
         data: its training part is put on the device, on every replica's under a strategy, if it is to be there.
         update: how a step is computed, and compiled.
-        steps_per_call: K.
+        steps_per_call: K, 2 at least.
         max_skipped: how many steps in a row may be not finite; the chunk ends with the one that is too many.
         audit_tolerance: relative error of an audit from which on the chunk ends with its step.
 
@@ -89,12 +89,16 @@ def make_chunk(
 
 def _undoing(learner: Learner, chunk: Chunk) -> Chunk:
     """A chunk without its last update, where that is not finite: the others are made again, to the bit, and its row says so."""
+    variables = list(learner.named_variables().values())
+    # Tensors instead of learner.capture(), which reads one variable after the other: values don't change with the variables.
+    read = tf.function(lambda: [tf.identity(tf.convert_to_tensor(variable)) for variable in variables], autograph=False)
 
     def undoing(given: Any, first: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple:
-        before = learner.capture()
+        before = read()
         rows, num_done, skipped, parted = chunk(given, first, num_steps, skipped)
         if int(skipped):
-            learner.restore(before)
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
             chunk(given, first, num_done - 1, tf.constant(0))
             told = rows.numpy().copy()
             last = told[int(num_done) - 1]

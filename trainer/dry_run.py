@@ -62,7 +62,7 @@ def _dry_run(job: Job, started: float) -> None:
     with placement.scope(), xla_explained():
         memory = _memory(learner, data, batch, settings)
         predictions = learner.model(tf.constant(batch.features), training=False)
-        with Feed(order, plan.steps_per_call, None if data.resident else data.train, whole=True) as feed:
+        with Feed(order, plan.room, None if data.resident else data.train, whole=True) as feed:
             indices, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
         make = chunk_maker(job, learner, data, plan)
         if compiled == "measure":

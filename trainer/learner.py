@@ -101,21 +101,21 @@ class Learner:
     @property
     def num_bytes(self) -> int:
         """Of everything that learning changes."""
-        return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self._variables().values())
+        return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self.named_variables().values())
 
     def capture(self) -> dict[str, np.ndarray]:
         """Copies, which .numpy() makes, of everything that learning has changed, by name."""
-        return {name: np.asarray(variable.numpy()) for name, variable in self._variables().items()}
+        return {name: np.asarray(variable.numpy()) for name, variable in self.named_variables().items()}
 
     def not_finite(self, arrays: dict[str, np.ndarray]) -> list[str]:
         """Names of captured weights, averaged ones included, that hold NaN or infinities."""
         trained = set(map(id, self.model.trainable_variables))
-        weights = [name for name, variable in self._variables().items() if id(variable) in trained or name.startswith("ema/")]
+        weights = [name for name, variable in self.named_variables().items() if id(variable) in trained or name.startswith("ema/")]
         return [name for name in weights if not np.isfinite(arrays[name]).all()]
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Puts captured values back; CheckpointError where they are not of these variables."""
-        variables = self._variables()
+        variables = self.named_variables()
         differing = sorted(variables.keys() ^ arrays.keys()) or [
             name for name, v in variables.items() if tuple(v.shape) != arrays[name].shape
         ]
@@ -124,7 +124,8 @@ class Learner:
         for name, variable in variables.items():
             variable.assign(arrays[name])
 
-    def _variables(self) -> dict[str, Any]:
+    def named_variables(self) -> dict[str, Any]:
+        """Everything that learning changes, by the names of checkpoints."""
         groups = {"model": self.model.variables, "optimizer": self.optimizer.variables, "ema": self.ema}
         groups |= {"loss_scale": [self.scaler.scale, self.scaler.good]} if self.scaler else {}
         # By place and own name: the full path counts how many models and optimizers this process has made before.

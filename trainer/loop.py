@@ -39,7 +39,7 @@ class Plan:
     """When to do what; periods in steps, 0: never."""
 
     num_steps: int
-    steps_per_call: int  # at most
+    steps_per_call: int  # at most, in a chunk
     adapts: bool  # whether chunks may be shorter, by the time that they take
     log_every: int
     eval_every: int
@@ -54,6 +54,11 @@ class Plan:
     histogram_every: int = 0
     borders: tuple[int, ...] = ()  # further steps after which a chunk must end
     enough: Callable[[dict[str, float]], bool] | None = None  # whether an evaluation is good enough to end the run
+
+    @property
+    def room(self) -> int:
+        """Steps that a chunk has room for: XLA takes the loop away where there is room for one, and rounds in another way."""
+        return max(2, self.steps_per_call)
 
     def next_border(self, step: int, most: int) -> int:
         """The next step after `step` at which the host has to do something, at most `most` away."""

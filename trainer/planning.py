@@ -52,11 +52,17 @@ def _histogram_every(logging: schema.Logging) -> int:
     return logging.histogram_every
 
 
-def window(steps: list[int]) -> tuple[int, int] | None:
+def window(steps: list[int], num_steps: int) -> tuple[int, int] | None:
+    """First and last step of a profile; None without. ConfigError where a run of so many steps has no such window."""
     if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
         raise ConfigError(
             f"logging.profile_steps={steps}: must be the first and the last step, counted from 1, or empty; type for example "
             "logging.profile_steps=[101,200]"
+        )
+    if steps and steps[0] > num_steps:
+        raise ConfigError(
+            f"logging.profile_steps={steps}: the run has {num_steps} steps, and would end before; type trainer.steps={steps[1]}, or "
+            f"logging.profile_steps=[1,{num_steps}]"
         )
     return (steps[0], steps[1]) if steps else None
 

@@ -15,6 +15,7 @@ class Profiler:
         self._folder = folder
         self._first, self._last = window or (0, 0)
         self._runs = False
+        self._done = 0  # the last step of the last chunk
         self._chunk = contextlib.ExitStack()
 
     @property
@@ -33,6 +34,7 @@ class Profiler:
     def after(self, step: int) -> None:
         """A chunk has ended with `step`."""
         self._chunk.close()
+        self._done = step
         if step >= self._last:
             self.close()
 
@@ -42,4 +44,4 @@ class Profiler:
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
-            say(f"steps {self._first} to {self._last} are profiled: tensorboard --logdir {self._folder}, with tensorboard-plugin-profile")
+            say(f"steps {self._first} to {self._done} are profiled: tensorboard --logdir {self._folder}, with tensorboard-plugin-profile")

@@ -110,7 +110,7 @@ class Precision:
     """The dtype that layers compute in; losses and norms are float32 at least."""
 
     policy: str = limited("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
-    loss_scale: float = limited(32768.0, minimum=1)  # mixed_float16: what the loss is multiplied by at first
+    loss_scale: float = limited(32768.0, minimum=1, below=2.0**64)  # mixed_float16: what the loss is multiplied by at first
     loss_scale_every: int = limited(2000, minimum=1)  # steps without overflow until it is doubled; an overflow halves it
 
 

@@ -93,7 +93,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
     loss = learner.loss
     order = Order(len(data.train), batch_size, job.config.seed)
     logging = schema.section(schema.Logging, job.config.logging)
-    profiler = Profiler(run.file("tensorboard"), window(logging.profile_steps))
+    profiler = Profiler(run.file("tensorboard"), window(logging.profile_steps, num_steps))
     plan = make_plan(job, learner, data, num_steps, profiler.borders)
     overfit = None
     if settings.overfit:  # judged from the initial weights on, before a checkpoint is restored
@@ -151,7 +151,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         make = chunk_maker(job, learner, data, plan)
         handed = None if data.resident else data.train
         if compiled == "measure":
-            with Feed(order, plan.steps_per_call, handed, whole=True) as feed:
+            with Feed(order, plan.room, handed, whole=True) as feed:
                 indices, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
                 compiled, chunk = compiling.measure(learner, make, batches, len(indices))
         else:
@@ -164,7 +164,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         dashboards,
         tracker,
         placement.scope(),
-        Feed(order, plan.steps_per_call, handed, compiled == "chunk") as feed,
+        Feed(order, plan.room, handed, compiled == "chunk") as feed,
         Recorder(run.path, learner.tags, logging.tensorboard, state.step) as recorder,
         Saver(run.file("checkpoints"), saving.keep, recorder.flush) as saver,
         contextlib.closing(profiler),
@@ -211,7 +211,7 @@ def chunk_maker(job: Job, learner: Learner, data: Prepared, plan: Plan) -> Calla
 
     def make(way: str) -> Chunk:
         update = Update(batch_size, way, accumulate, plan.audit_every)
-        return make_chunk(learner, data, update, plan.steps_per_call, plan.max_skipped, tolerance)
+        return make_chunk(learner, data, update, plan.room, plan.max_skipped, tolerance)
 
     return make
 

@@ -235,7 +235,7 @@ def _refused(key: str, value: Any, field: dataclasses.Field) -> ConfigError:
     close = difflib.get_close_matches(str(value), [shown(choice) for choice in limits.get("choices", ())], n=1)
     if close:
         return ConfigError(f"{key}={shown(value)}: must be {wanted}; did you mean {key}={close[0]}?")
-    example = field.default
+    example = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if example is None and limits.keys() & {"minimum", "above"}:  # any value within the limits
         example = limits["minimum"] if "minimum" in limits else (limits["above"] + limits.get("below", 2.0)) / 2
     return ConfigError(f"{key}={shown(value)}: must be {wanted}; type for example {key}={shown(example)}")

@@ -185,6 +185,12 @@ def test_measuring_holds_the_fastest_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["graph", "chunk"])
+def test_chunks_of_one_step_learn_the_same_to_the_bit(tmp_path, way):
+    expected = train(tmp_path / "many", f"trainer.compile={way}")
+    assert train(tmp_path / "one", f"trainer.compile={way}", "trainer.steps_per_call=1") == expected
+
+
+@pytest.mark.parametrize("way", ["graph", "chunk"])
 def test_audits_within_a_chunk_change_nothing(tmp_path, way):
     plain = train(tmp_path / "plain", f"trainer.compile={way}", "trainer.steps=13")
     found = train(tmp_path / "audited", f"trainer.compile={way}", "trainer.steps=13", "gradient.audit_every=5", "trainer.steps_per_call=8")
@@ -223,6 +229,11 @@ def test_an_overflow_by_the_loss_scale_is_no_divergence(tmp_path):
         assert line["grad_norm/global"] in ("inf", "NaN")
         assert isinstance(line["loss"], float)
         assert line["update_norm/global"] == 0
+
+
+def test_a_loss_scale_beyond_what_is_finite_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"precision\.loss_scale=1e\+39: must be a number >= 1 and < 1\.8"):
+        train(tmp_path, "precision=mixed_float16", "precision.loss_scale=1e39")
 
 
 def test_the_loss_scale_stays_finite():

@@ -54,3 +54,13 @@ def test_a_run_leaves_a_profile(tmp_path):
 def test_wrong_windows_are_refused(tmp_path, window):
     with pytest.raises(ConfigError, match=r"type for example logging\.profile_steps"):
         job.run(config.load([*QUICK, f"logging.profile_steps={window}", f"hydra.run.dir={tmp_path}"]))
+
+
+def test_a_window_after_the_end_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"would end before; type trainer\.steps=5000, or logging\.profile_steps=\[1,\d+\]"):
+        job.run(config.load([*QUICK, "logging.profile_steps=[4000,5000]", f"hydra.run.dir={tmp_path}"]))
+
+
+def test_a_number_is_no_window(tmp_path):
+    with pytest.raises(ConfigError, match=r"must be a list; type for example logging\.profile_steps=\[\]"):
+        job.run(config.load([*QUICK, "logging.profile_steps=5", f"hydra.run.dir={tmp_path}"]))
