@@ -15,7 +15,7 @@ class Profiler:
         self._folder = folder
         self._first, self._last = window or (0, 0)
         self._runs = False
-        self._done = 0  # the last step of the last chunk
+        self._recorded = (0, 0)  # the first step, and the last so far
         self._chunk = contextlib.ExitStack()
 
     @property
@@ -27,14 +27,14 @@ class Profiler:
         """The next chunk begins after `step`."""
         if not self._runs and self._first - 1 <= step < self._last:
             tf.profiler.experimental.start(str(self._folder))
-            self._runs = True
+            self._runs, self._recorded = True, (step + 1, step)
         if self._runs:  # what the plugin calls a step, here as many as run on the device at once
             self._chunk.enter_context(tf.profiler.experimental.Trace("chunk", step_num=step + 1, _r=1))
 
     def after(self, step: int) -> None:
         """A chunk has ended with `step`."""
         self._chunk.close()
-        self._done = step
+        self._recorded = (self._recorded[0], step)
         if step >= self._last:
             self.close()
 
@@ -44,4 +44,5 @@ class Profiler:
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
-            say(f"steps {self._first} to {self._done} are profiled: tensorboard --logdir {self._folder}, with tensorboard-plugin-profile")
+            first, last = self._recorded
+            say(f"steps {first} to {last} are profiled: tensorboard --logdir {self._folder}, with tensorboard-plugin-profile")

@@ -29,11 +29,13 @@ def test_the_window_is_of_its_steps(tmp_path, calls):
     assert calls == ["start", "stop"]
 
 
-def test_a_run_that_ends_within_it_closes_it(tmp_path, calls):
+def test_a_run_that_begins_and_ends_within_it(tmp_path, calls, capsys):
     profiler = Profiler(tmp_path, (5, 8))
-    profiler.before(6)  # resumed within the window
+    profiler.before(5)  # resumed within the window
+    profiler.after(7)
     profiler.close()
     assert calls == ["start", "stop"]
+    assert "steps 6 to 7 are profiled" in capsys.readouterr().out
 
 
 def test_no_window(tmp_path, calls):
