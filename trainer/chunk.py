@@ -91,7 +91,7 @@ def _undoing(learner: Learner, chunk: Chunk) -> Chunk:
     """A chunk without its last update, where that is not finite: the others are made again, to the bit, and its row says so."""
     variables = list(learner.named_variables().values())
     # Tensors instead of learner.capture(), which reads one variable after the other: values don't change with the variables.
-    read = tf.function(lambda: [tf.identity(tf.convert_to_tensor(variable)) for variable in variables], autograph=False)
+    read = tf.function(lambda: [tf.convert_to_tensor(variable) for variable in variables], autograph=False)
 
     def undoing(given: Any, first: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple:
         before = read()

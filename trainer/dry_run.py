@@ -63,10 +63,10 @@ def _dry_run(job: Job, started: float) -> None:
         memory = _memory(learner, data, batch, settings)
         predictions = learner.model(tf.constant(batch.features), training=False)
         with Feed(order, plan.room, None if data.resident else data.train, whole=True) as feed:
-            indices, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
+            _, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
         make = chunk_maker(job, learner, data, plan)
         if compiled == "measure":
-            compiled, chunk = compiling.measure(learner, make, batches, len(indices))
+            compiled, chunk = compiling.measure(learner, make, batches, plan.steps_per_call)
         else:
             chunk = make(compiled)
         clock = time.monotonic()
@@ -75,7 +75,7 @@ def _dry_run(job: Job, started: float) -> None:
         rows = rows.numpy()[: int(num_done)]
         first_chunk = time.monotonic() - clock
         diverged = int(skipped) > plan.max_skipped
-        seconds = math.nan if diverged else compiling.step_seconds(chunk, batches, len(indices))
+        seconds = math.nan if diverged else compiling.step_seconds(chunk, batches, plan.steps_per_call)
         evaluation = 0.0 if diverged or not plan.eval_every else _evaluation_seconds(learner, data, batch_size)
 
     say("dry run: nothing is trained, and nothing is written")

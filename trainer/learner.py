@@ -12,8 +12,7 @@ import tensorflow as tf
 
 from losses.base import Loss
 from trainer.errors import CheckpointError
-
-_LARGEST_SCALE = 2.0**64  # where nothing that is scaled overflows, it would come to infinity
+from trainer.schema import LARGEST_LOSS_SCALE
 
 
 class LossScale:
@@ -35,7 +34,7 @@ class LossScale:
         """After a step, whose gradients were all finite or not."""
         good = tf.where(finite, self.good + 1, 0)
         grows = good == self._growth_steps
-        larger = tf.minimum(2 * self.scale, _LARGEST_SCALE)
+        larger = tf.minimum(2 * self.scale, LARGEST_LOSS_SCALE)
         scale = tf.where(finite, tf.where(grows, larger, self.scale), tf.maximum(self.scale / 2, 1.0))
         self.scale.assign(scale)
         self.good.assign(tf.where(grows, 0, good))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 Section = TypeVar("Section")
 
 # Objectives and metrics of which larger is better; smaller is of all others.
+LARGEST_LOSS_SCALE = 2.0**64  # where nothing that is scaled overflows, doubling would come to infinity
 LARGER_IS_BETTER = ("eval/accuracy", "eval/r2", "eval/ndcg", "eval/spearman", "steps_per_second")
 
 
@@ -110,7 +111,7 @@ class Precision:
     """The dtype that layers compute in; losses and norms are float32 at least."""
 
     policy: str = limited("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
-    loss_scale: float = limited(32768.0, minimum=1, below=2.0**64)  # mixed_float16: what the loss is multiplied by at first
+    loss_scale: float = limited(32768.0, minimum=1, below=LARGEST_LOSS_SCALE)  # mixed_float16: what the loss is multiplied by at first
     loss_scale_every: int = limited(2000, minimum=1)  # steps without overflow until it is doubled; an overflow halves it
 
 

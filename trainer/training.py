@@ -152,8 +152,8 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
         handed = None if data.resident else data.train
         if compiled == "measure":
             with Feed(order, plan.room, handed, whole=True) as feed:
-                indices, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
-                compiled, chunk = compiling.measure(learner, make, batches, len(indices))
+                _, batches = feed.take(0, plan.steps_per_call, then=plan.steps_per_call)
+                compiled, chunk = compiling.measure(learner, make, batches, plan.steps_per_call)
         else:
             chunk = make(compiled)
         evaluate = make_evaluate(learner, data, batch_size)
