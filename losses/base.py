@@ -166,6 +166,10 @@ class Loss:
         """Further measures for evaluation, `[batch]` each, in the order of `metric_names`."""
         return ()
 
+    def measures(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """What evaluation asks for: `evaluate`, and then `metrics`; there may be a way to find them together."""
+        return self.evaluate(y_true, y_pred, **mask), *self.metrics(y_true, y_pred)
+
     def output_shape(self, target_shape: tuple[int, ...], num_classes: int | None) -> tuple[int | None, ...]:
         """The shape of what a model must give for one example, or for one item; `(None,)` where any width will do.
 

@@ -70,8 +70,11 @@ class LinearCrossentropy(Loss):
         o = tf.reduce_logsumexp(tf.where(is_class, tf.constant(-float("inf"), logits.dtype), logits), axis=1)
         return _mean(tf.nn.softplus(o - l_y), y_true)
 
-    def evaluate(self, y_true: tf.Tensor, y_pred: _Layer, **mask: tf.Tensor) -> tf.Tensor:
-        return _mean(value_and_leads(_rows(y_pred["hidden"]), y_pred["kernel"], y_pred["bias"], tf.reshape(y_true, [-1]))[0], y_true)
+    def measures(self, y_true: tf.Tensor, y_pred: _Layer, **mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The value, and the share of positions where the true class has the largest logit alone."""
+        found = value_and_leads(_rows(y_pred["hidden"]), y_pred["kernel"], y_pred["bias"], tf.reshape(y_true, [-1]))
+        value, leads = (_mean(tf.cast(each, y_pred["hidden"].dtype), y_true) for each in found)
+        return value, leads
 
     def value_and_vjp(self, y_true: tf.Tensor, y_pred: _Layer, **mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], _Layer]]:
         hidden = y_pred["hidden"]
@@ -87,11 +90,6 @@ class LinearCrossentropy(Loss):
     def point(self, y_pred: _Layer) -> tf.Tensor:
         """The logits, [batch, ..., classes], all of them: for few examples at a time."""
         return tf.matmul(y_pred["hidden"], y_pred["kernel"]) + y_pred["bias"]
-
-    def metrics(self, y_true: tf.Tensor, y_pred: _Layer) -> tuple[tf.Tensor, ...]:
-        """The share of positions where the true class has the largest logit alone."""
-        _, leads = value_and_leads(_rows(y_pred["hidden"]), y_pred["kernel"], y_pred["bias"], tf.reshape(y_true, [-1]))
-        return (_mean(tf.cast(leads, y_pred["hidden"].dtype), y_true),)
 
     def usual(self, y_true: tf.Tensor, y_pred: _Layer) -> tf.Tensor:
         logits = tf.matmul(_rows(y_pred["hidden"]), y_pred["kernel"]) + y_pred["bias"]

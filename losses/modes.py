@@ -1,6 +1,7 @@
 """The one place where a gradient mode is applied: "auto", the tape through a loss's value, or "analytic", the loss's own gradient.
 
-`per_example` multiplies by the incoming `dy`, masks, casts, and refuses what `tf.custom_gradient` would let slip.
+`per_example` multiplies by the incoming `dy`, masks, casts, and refuses what `tf.custom_gradient` would let slip. `measures` is for
+evaluation, without a gradient.
 """
 
 import functools
@@ -16,7 +17,7 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
 
     Args:
         loss: the loss.
-        mode: "auto" (the tape through `loss.value`), "analytic" (the loss's own gradient) or "none" (`loss.evaluate`, for evaluation).
+        mode: "auto" (the tape through `loss.value`) or "analytic" (the loss's own gradient).
         y_true: targets; integers become floats unless the loss takes class indices. No gradient flows into them in either mode.
         y_pred: predictions, floating point. Half precision is computed in float32; the gradient comes back in half precision.
         mask: bool [batch]; examples where it is False have value 0 and gradient 0, whatever they hold, NaN included.
@@ -27,9 +28,19 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
     Raises:
         LossError: the loss lacks the mode, shapes or dtypes don't fit, or the loss's value or gradient breaks the contract.
     """
-    if mode not in (*loss.modes, "none"):
+    if mode not in loss.modes:
         have = " and ".join(loss.modes) or "none"
         raise LossError(f"loss {loss.name} has no gradient mode {mode!r}: it has {have}")
+    return _applied(loss, mode, y_true, y_pred, mask)
+
+
+def measures(loss: Loss, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None = None) -> tuple[tf.Tensor, ...]:
+    """The loss of every example, and its metrics in the order of their names, `[batch]` each; takes what `per_example` takes."""
+    return _applied(loss, None, y_true, y_pred, mask)
+
+
+def _applied(loss: Loss, mode: str | None, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> Tensors:
+    """The loss in a gradient mode, or without one its measures, of what is converted, checked and masked."""
     y_pred = map_entries(lambda _, p: tf.convert_to_tensor(p), y_pred)
     y_true = map_entries(lambda _, y: tf.convert_to_tensor(y), y_true) if y_true is not None else None
     for key, p in entries(y_pred).items():
@@ -71,14 +82,15 @@ def per_example(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: t
         # and compiles anew at every call.
         function = functools.partial(_evaluate, loss, mode)
     # Otherwise a function, in a graph too: forward-mode differentiation ignores a custom gradient that is not inside one.
-    value = function(y_true, y_pred, mask if loss.coupled else None)
-    return value if mask is None else _masked(mask, value)
+    found = function(y_true, y_pred, mask if loss.coupled else None)
+    return found if mask is None else tf.nest.map_structure(lambda each: _masked(mask, each), found)
 
 
-def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> tf.Tensor:
+def _evaluate(loss: Loss, mode: str | None, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> Tensors:
     keyword = {} if mask is None else {"mask": mask}
-    if mode == "none":
-        return loss._checked_value(loss.evaluate(y_true, y_pred, **keyword), y_pred)
+    if mode is None:
+        value, *metrics = loss.measures(y_true, y_pred, **keyword)
+        return loss._checked_value(value, y_pred), *metrics
     if mode == "auto":
         return loss._checked_value(loss.value(y_true, y_pred, **keyword), y_pred)
 
@@ -107,7 +119,7 @@ def _evaluate(loss: Loss, mode: str, y_true: Tensors, y_pred: Tensors, mask: tf.
 
 
 @functools.lru_cache(maxsize=256)
-def _function(loss: Loss, mode: str, dims: tuple) -> Callable:
+def _function(loss: Loss, mode: str | None, dims: tuple) -> Callable:
     # One for each `dims`: reduce_retracing may then make no axis unknown but the batch.
     return tf.function(functools.partial(_evaluate, loss, mode), reduce_retracing=True, autograph=False)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from losses.base import Loss, Tensors
-from losses.modes import per_example
+from losses.modes import measures
 from trainer.data.prepare import Part, Prepared, Split
 from trainer.data.stream import ahead
 from trainer.learner import Learner
@@ -48,9 +48,9 @@ def make_evaluate(learner: Learner, data: Prepared, batch_size: int) -> Callable
     def batch_sums(features: tf.Tensor, target: Tensors, weight: tf.Tensor) -> tf.Tensor:
         """Of a batch: the weights' sum, and the weighed sums of loss and metrics, float64."""
         predictions = learner.model(features, training=False)
-        values = per_example(loss, "none", target, predictions, weight > 0)
-        columns = [values, *(_metric_columns(data, target, loss.point(predictions)) if of_task else [])]
-        columns = [tf.cast(column, tf.float64) for column in (*columns, *loss.metrics(target, predictions))]
+        values, *own = measures(loss, target, predictions, weight > 0)
+        columns = [values, *(_metric_columns(data, target, loss.point(predictions)) if of_task else []), *own]
+        columns = [tf.cast(column, tf.float64) for column in columns]
         weight = tf.cast(weight, tf.float64)
         return tf.stack([tf.reduce_sum(weight), *(tf.reduce_sum(tf.math.multiply_no_nan(column, weight)) for column in columns)])
 
@@ -99,7 +99,7 @@ def each(learner: Learner, data: Prepared, batch_size: int, read: Callable[[Tens
         batch = dataclasses.replace(data.first, weights=np.ones(1)).with_arrays(arrays)
         predictions = learner.model(batch.features, training=False)
         mask = tf.convert_to_tensor(batch.weights) > 0
-        return [per_example(learner.loss, "none", batch.targets, predictions, mask), *read(predictions)]
+        return [measures(learner.loss, batch.targets, predictions, mask)[0], *read(predictions)]
 
     with learner.averaged():
         for start in range(0, len(part), batch_size):

@@ -13,7 +13,7 @@ import yaml
 import losses
 from docs import losses as page
 from losses.base import Loss, LossError
-from losses.modes import per_example
+from losses.modes import measures, per_example
 from losses.proof import accuracy, adversarial, meaning, multiplier, structure
 from losses.proof.batches import draw, evaluated
 from losses.proof.evaluation import cast
@@ -139,7 +139,7 @@ def test_checker_finds_no_fault(loss, section):
 def test_evaluation_takes_the_same_value(loss):
     y_true, y_pred = (cast(arrays, tf.float32) for arrays in draw(loss, np.random.default_rng(0)))
     expected = per_example(loss, loss.modes[-1], y_true, y_pred)
-    np.testing.assert_allclose(per_example(loss, "none", y_true, y_pred), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(measures(loss, y_true, y_pred)[0], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "hyperparameters"), VARIANTS)
