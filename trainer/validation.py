@@ -87,8 +87,10 @@ def validate(
 
 def suggestion(word: str, words: Sequence[str]) -> str:
     """`; did you mean ...?`, or what there is where nothing is close."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6) or difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; there is {', '.join(words)}" if words else ""
+    close = [name for name in words if word.lower() in name.split("_")]  # a part of a name, such as float16
+    for like in (word, word.lower()):
+        close = close or difflib.get_close_matches(like, words, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; there is {', '.join(words)}" if words else ""
 
 
 def _check_keys(raw: dict[str, Any], listed: Mapping[str, Mapping[str, Any]], choices: Mapping[str, str], command: CommandLine) -> None:

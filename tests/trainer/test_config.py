@@ -79,6 +79,8 @@ def test_parts_of_files_are_no_choices():
     [
         (["loss=nope"], ["loss=nope", "stable_mse"]),
         (["loss=huberr"], ["did you mean huber?"]),
+        (["loss=focal"], ["did you mean binary_focal or categorical_focal?"]),
+        (["precision=float16"], ["did you mean mixed_float16?"]),
         (["losss=mse"], ["losss", "did you mean loss?"]),
         (["loss=huber", "loss.dleta=1"], ["loss.dleta", "did you mean loss.delta?"]),
         (["loss=mse", "+loss.delt=1"], ["loss.delt", "loss=mse"]),
