@@ -272,9 +272,10 @@ class Clock:
         return self._steps / max(now - self._started, 1e-9)
 
     def shares(self) -> dict[str, float]:
-        """Of the loop's time so far, by activity, its start (tracing, compilation) included."""
+        """Of the loop's time so far, by activity, its start (tracing, compilation) included; "other" is what none of them took."""
         total = max(time.monotonic() - self._started, 1e-9)
-        return {activity: seconds / total for activity, seconds in self._seconds.items()}
+        found = {activity: seconds / total for activity, seconds in self._seconds.items()}
+        return found | {"other": max(0.0, 1 - sum(found.values()))}
 
 
 class Pace:
