@@ -7,13 +7,13 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainer import schema
+from trainer import layers, randomness, schema
 from trainer.chunk import Chunk
 from trainer.data.prepare import Prepared
 from trainer.errors import ConfigError
@@ -22,6 +22,7 @@ from trainer.progress import say
 
 _REPEATS = 5
 _SECONDS = 0.3  # of one repeat
+_SLOW = "Conv", "Random"  # under XLA on the CPU
 _FEW_MULTIPLICATIONS = 2**22  # of a batch's forward pass: a fraction of a millisecond on one core
 
 
@@ -59,21 +60,23 @@ def possible(learner: Learner) -> list[str]:
 
 def synchronizes(learner: Learner) -> bool:
     """Whether replicas wait for each other within the model, which no compiled or repeated part of a step can hold."""
-    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in _every_layer(learner.model))
+    return learner.strategy is not None and any(getattr(layer, "synchronized", False) for layer in layers.within(learner.model))
 
 
 def normalizes(learner: Learner) -> bool:
     """Whether examples are normalized by others of their batch."""
-    return any(isinstance(layer, keras.layers.BatchNormalization) and layer.trainable for layer in _every_layer(learner.model))
+    return any(isinstance(layer, keras.layers.BatchNormalization) and layer.trainable for layer in layers.within(learner.model))
 
 
-def choose(setting: str, learner: Learner) -> str:
+def choose(settings: schema.Trainer, learner: Learner, data: Prepared, batch_size: int) -> str:
     """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
 
-    On the CPU, XLA makes dense models several times faster, and convolutions and Keras' random layers many times slower; models with
-    attention gain too, but nothing, for more memory, with a loss that goes through their output layer in parts.
+    On the CPU, XLA makes dense, recurrent and language models several times faster, and convolutions and the random numbers of Keras'
+    own layers many times slower; with a loss that goes through a language model's output layer in parts it gains nothing, for more
+    memory. What a model is made of is read from the operations of its forward pass, whatever layers they are in.
     `trainer.compile=measure` prints the times of a job.
     """
+    setting = settings.compile
     if setting not in (*possible(learner), "auto", "measure"):
         reason = "it works on one replica only" if learner.loss.xla else f"the loss {learner.loss.name} can't be compiled by XLA"
         if setting == "step" and learner.loss.xla:
@@ -81,12 +84,25 @@ def choose(setting: str, learner: Learner) -> str:
         raise ConfigError(f"trainer.compile={setting}: {reason}: type trainer.compile={possible(learner)[0]}")
     if setting != "auto":
         return setting
-    layers = {type(layer).__name__ for layer in _every_layer(learner.model)}
-    slow = any("Conv" in name for name in layers) or any(variable.name == "seed_generator_state" for variable in learner.state)
-    if slow or "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
+    if "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
         return "graph"
-    in_parts = learner.loss.shared and any("Attention" in name for name in layers)
-    return "graph" if in_parts else "chunk"
+    features = data.first.features
+    kinds = _operations(learner, tf.TensorSpec([batch_size // settings.accumulate, *features.shape[1:]], features.dtype))
+    slow = any(part in kind for kind in kinds for part in _SLOW)
+    in_parts = learner.loss.shared and "Softmax" in kinds  # attention's
+    return "graph" if slow or in_parts else "chunk"
+
+
+def _operations(learner: Learner, features: tf.TensorSpec) -> set[str]:
+    """The kinds of operations of the model's forward pass in training, those within loops and conditions too."""
+
+    @tf.function(autograph=False)
+    def forward(x: tf.Tensor) -> Any:
+        with keras.StatelessScope(), randomness.at(learner.seed, tf.constant(0), tf.range(features.shape[0])):
+            return learner.model(x, training=True)
+
+    graph = forward.get_concrete_function(features).graph.as_graph_def()
+    return {node.op for nodes in (graph.node, *(function.node_def for function in graph.library.function)) for node in nodes}
 
 
 def measure(learner: Learner, make: Callable[[str], Chunk], batches: Any, num_steps: int) -> tuple[str, Chunk]:
@@ -134,15 +150,3 @@ def step_seconds(chunk: Chunk, batches: Any, most_steps: int) -> float:
 
 def _listed(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{way} {1e3 * each:.3g} ms a step" for way, each in seconds.items())
-
-
-def _every_layer(model: keras.Model) -> list[keras.layers.Layer]:
-    """All layers, those too that a layer has as an attribute, such as a wrapper or one of one's own."""
-    return model._flatten_layers(include_self=False)
-
-
-def layers_within(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """The layers that a model shows, and those of models within it."""
-    for layer in getattr(model, "layers", []):
-        yield layer
-        yield from layers_within(layer)

@@ -55,7 +55,7 @@ def _dry_run(job: Job, started: float) -> None:
     settings, batch_size = schema.section(schema.Trainer, job.config.trainer), job.config.data.batch_size
     plan = make_plan(job, learner, data, num_steps)
     order = Order(len(data.train), batch_size, job.config.seed)
-    compiled = compiling.choose(settings.compile, learner)
+    compiled = compiling.choose(settings, learner, data, batch_size)
     proof = verify(job, learner, data, order)
     started_up = time.monotonic() - started
     batch = data.train.rows(order.batches(0, 1)[0])
@@ -208,8 +208,15 @@ def _show_layers(model: keras.Model) -> None:
 
 def _leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """The layers that hold no others as a model does; one that is used twice comes once."""
-    within = {id(layer): layer for layer in compiling.layers_within(model)}
+    within = {id(layer): layer for layer in _shown(model)}
     return (layer for layer in within.values() if not getattr(layer, "layers", None) and not isinstance(layer, keras.layers.InputLayer))
+
+
+def _shown(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layers that a model shows, and those of models within it; not what a layer of Keras' own is made of."""
+    for layer in getattr(model, "layers", []):
+        yield layer
+        yield from _shown(layer)
 
 
 def _output(layer: keras.layers.Layer) -> str:

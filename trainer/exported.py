@@ -17,10 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from losses import vectors
-from trainer.compiling import layers_within
 from trainer.errors import ConfigError
 from trainer.heads import Shared, UnitBall
-from trainer.layers import Dense, Dropout, GaussianNoise
+from trainer.layers import Dense, Dropout, GaussianNoise, within
 from trainer.learner import Learner
 from trainer.predictions import Reading
 from trainer.sequences import Positions
@@ -212,7 +211,7 @@ def _plain(layer: Any) -> Any:
     if isinstance(layer, UnitBall):
         return _unit_ball(layer)
     of_keras = type(layer).__module__.startswith("keras.")
-    if isinstance(layer, keras.Model) and of_keras and any(isinstance(inner, _OURS) for inner in layers_within(layer)):
+    if isinstance(layer, keras.Model) and of_keras and any(isinstance(inner, _OURS) for inner in within(layer)):
         return keras.models.clone_model(layer, clone_function=_plain)
     return layer
 
@@ -233,7 +232,7 @@ def _unit_ball(layer: UnitBall) -> keras.Model:
 
 
 def _foreign(model: keras.Model) -> list[Any]:
-    return [layer for layer in layers_within(model) if not type(layer).__module__.startswith("keras.")]
+    return [layer for layer in within(model) if not type(layer).__module__.startswith("keras.")]
 
 
 def _expected(learner: Learner, reading: Reading, features: np.ndarray, in_units: bool) -> np.ndarray:

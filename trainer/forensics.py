@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from losses.base import Tensors, entries
 from losses.modes import per_example
-from trainer import advice, randomness
+from trainer import advice, layers, randomness
 from trainer.advice import Finding, Seen
 from trainer.compiling import synchronizes
 from trainer.data.prepare import Prepared, Split
@@ -246,13 +246,13 @@ def _recorded(model: keras.Model) -> Iterator[list[_Call]]:
 
         return function
 
-    layers = [layer for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.layers.InputLayer)]
-    for layer in layers:
+    recorded_layers = [layer for layer in layers.within(model) if not isinstance(layer, keras.layers.InputLayer)]
+    for layer in recorded_layers:
         object.__setattr__(layer, "call", recorded(layer, layer.call))  # Keras' own __setattr__ would look for state in it
     try:
         yield calls
     finally:
-        for layer in layers:
+        for layer in recorded_layers:
             object.__delattr__(layer, "call")
 
 

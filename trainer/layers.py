@@ -16,6 +16,11 @@ import tensorflow as tf
 from trainer import randomness
 
 
+def within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers that a model or another layer is made of, those too that it holds as attributes, as a wrapper does."""
+    return layer._flatten_layers(include_self=False)
+
+
 class _Random(keras.layers.Layer):
     """Changes nothing outside of training."""
 

@@ -22,9 +22,12 @@ def make_plan(job: Job, learner: Learner, data: Prepared, num_steps: int, border
     settings = schema.section(schema.Trainer, job.config.trainer)
     saving = schema.section(schema.Checkpoint, job.config.checkpoint)
     batch_size = job.config.data.batch_size
+    histogram_every = _histogram_every(schema.section(schema.Logging, job.config.logging))
+    # No chunk passes a border, and its buffers are moved whole.
+    often = [period for period in (settings.eval_every, saving.every, histogram_every) if period]
     plan = Plan(
         num_steps=num_steps,
-        steps_per_call=min(_most_steps(settings, data, batch_size), num_steps),
+        steps_per_call=min([_most_steps(settings, data, batch_size), num_steps, *often]),
         adapts=settings.steps_per_call is None,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
@@ -36,7 +39,7 @@ def make_plan(job: Job, learner: Learner, data: Prepared, num_steps: int, border
         max_skipped=_MOST_SKIPPED if settings.on_nonfinite == "skip" else 0,
         audit_every=job.config.gradient.audit_every,
         max_rollbacks=_MOST_ROLLBACKS if settings.on_nonfinite == "rollback" else 0,
-        histogram_every=_histogram_every(schema.section(schema.Logging, job.config.logging)),
+        histogram_every=histogram_every,
         borders=borders,
     )
     _check_plan(plan, learner, data, batch_size, settings)

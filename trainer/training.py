@@ -101,7 +101,7 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
             overfit = Overfit.of(make_evaluate(learner, data, batch_size)(), len(data.train))
         plan = dataclasses.replace(plan, enough=overfit.reached)
 
-    compiled = compiling.choose(settings.compile, learner)
+    compiled = compiling.choose(settings, learner, data, batch_size)
     if not loss.xla:
         say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
     rollback = Rollback(learner, settings.on_nonfinite == "rollback")
