@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from losses.base import Loss
+from losses.chunked_crossentropy import CHUNK_SCORES
 from trainer import layers, randomness, schema
 from trainer.chunk import Chunk
 from trainer.data.prepare import Prepared
@@ -72,8 +74,8 @@ def choose(settings: schema.Trainer, learner: Learner, data: Prepared, batch_siz
     """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
 
     On the CPU, XLA makes dense, recurrent and language models several times faster, and convolutions and the random numbers of Keras'
-    own layers many times slower; with a loss that goes through a language model's output layer in parts it gains nothing, for more
-    memory. What a model is made of is read from the operations of its forward pass, whatever layers they are in.
+    own layers many times slower; where a loss goes through a language model's output layer in parts, it gains little, for more memory.
+    What a model is made of is read from the operations of its forward pass, whatever layers they are in.
     `trainer.compile=measure` prints the times of a job.
     """
     setting = settings.compile
@@ -87,22 +89,35 @@ def choose(settings: schema.Trainer, learner: Learner, data: Prepared, batch_siz
     if "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
         return "graph"
     features = data.first.features
-    kinds = _operations(learner, tf.TensorSpec([batch_size // settings.accumulate, *features.shape[1:]], features.dtype))
+    forward = _forward(learner, tf.TensorSpec([batch_size // settings.accumulate, *features.shape[1:]], features.dtype))
+    kinds = _operations(forward.graph)
     slow = any(part in kind for kind in kinds for part in _SLOW)
-    in_parts = learner.loss.shared and "Softmax" in kinds  # attention's
+    in_parts = "Softmax" in kinds and _num_scores(learner.loss, forward.structured_outputs) > CHUNK_SCORES  # attention's softmax
     return "graph" if slow or in_parts else "chunk"
 
 
-def _operations(learner: Learner, features: tf.TensorSpec) -> set[str]:
-    """The kinds of operations of the model's forward pass in training, those within loops and conditions too."""
+def _forward(learner: Learner, features: tf.TensorSpec) -> Any:
+    """The model's forward pass in training, traced and never run."""
 
     @tf.function(autograph=False)
     def forward(x: tf.Tensor) -> Any:
         with keras.StatelessScope(), randomness.at(learner.seed, tf.constant(0), tf.range(features.shape[0])):
             return learner.model(x, training=True)
 
-    graph = forward.get_concrete_function(features).graph.as_graph_def()
-    return {node.op for nodes in (graph.node, *(function.node_def for function in graph.library.function)) for node in nodes}
+    return forward.get_concrete_function(features)
+
+
+def _operations(graph: tf.Graph) -> set[str]:
+    """The kinds of operations of a graph, those within loops and conditions too."""
+    found = graph.as_graph_def()
+    return {node.op for nodes in (found.node, *(function.node_def for function in found.library.function)) for node in nodes}
+
+
+def _num_scores(loss: Loss, outputs: Any) -> int:
+    """Of a batch, that a loss makes by an output layer of its own; 0 without one."""
+    if not loss.shared:
+        return 0
+    return math.prod(outputs[loss.entry].shape[:-1]) * max(outputs[name].shape[-1] for name in loss.shared)
 
 
 def measure(learner: Learner, make: Callable[[str], Chunk], batches: Any, num_steps: int) -> tuple[str, Chunk]:

@@ -19,6 +19,7 @@ from tests.trainer.processes import ROOT
 from trainer import compiling, config, job, planning, snapshots, training
 from trainer.data.prepare import Prepared, Split
 from trainer.errors import ConfigError, DivergedError
+from trainer.heads import Shared
 from trainer.layers import Dropout
 from trainer.learner import Learner, LossScale
 from trainer.schema import Trainer
@@ -178,6 +179,18 @@ def learns(*layers: keras.layers.Layer) -> tuple[Learner, Prepared]:
 )
 def test_the_rule_goes_by_operations(way, make):
     assert compiling.choose(Trainer(), *learns(*make()), batch_size=8) == way
+
+
+@pytest.mark.parametrize(("way", "num_classes"), [("chunk", 100), ("graph", 3000)])
+def test_logits_taken_in_parts_are_no_xla_program(way, num_classes):
+    """After attention: of 2048 positions."""
+    loss, inputs = losses.find("linear_crossentropy")(), keras.Input([256, 4])
+    hidden = keras.layers.MultiHeadAttention(1, 4)(inputs, inputs)
+    shared = Shared(loss.entry, loss.shared_shapes(4, num_classes))(hidden)
+    learner = Learner(keras.Model(inputs, shared), loss, "analytic", keras.optimizers.SGD(), None)
+    part = Split(np.zeros([8, 256, 4], np.float32), np.zeros([8, 256], np.int32), None)
+    data = Prepared(part, part, "classes", np.ones(1), num_classes, want="classes")
+    assert compiling.choose(Trainer(), learner, data, batch_size=8) == way
 
 
 def test_choosing_changes_nothing():
