@@ -3,11 +3,11 @@
     python -m benchmarks.growth [--only long,sweep,size] [--steps 1000000] [--jobs 200] [--plot FILE]
 
 long: one run of the small MLP; its memory at a tenth and at the end, and its steps per second at 10 to 20% and at 85 to 95% of its
-steps. sweep: the parent's memory, and jobs per second, likewise. size: a step's time over width, batch and number of variables, as it
-grows from one size to the next (1: linear), drawn to FILE. Beside it, over width, the slope of what memory alone limits: NumPy's passes
-over as many numbers as weights, averages and gradient are, which at some size leave the processor's cache. Everything by the
-trainer's own command. Ends with status 1 where memory has grown by more than 5%, speed has fallen by more than 10%, or a step's time
-grows faster than linear, and than those passes, by more than noise.
+steps. sweep: the parent's memory, and jobs per second, likewise. size: a step's time over width, batch and number of layers, and its slope
+from one size to the next (1: linear), drawn to FILE; beside it that of a loop that takes steps and does nothing else
+(`benchmarks/competitors/bare_loop.py`), for what grows leaves the processor's caches at some size. Everything else by the trainer's own
+command. Ends with status 1 where memory has grown by more than 5%, speed has fallen by more than 10%, or a step's time grows faster than
+linear, and than that loop's, by more than noise.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -34,11 +33,11 @@ from trainer.json_files import last_row
 
 MOST_MEMORY, LEAST_SPEED, STEEPEST = 1.05, 0.9, 1.15
 _QUIET = ("trainer.eval_every=0", "checkpoint.every=0", "gradient.verify_at_start=false")
-WEIGHTS = "weights of a layer"
-SIZES: dict[str, tuple[list[float], Callable[[float], list[str]]]] = {
-    WEIGHTS: ([2.0**k for k in range(12, 23, 2)], lambda n: [f"model.hidden=[{round(n**0.5)},{round(n**0.5)}]"]),
-    "examples in a batch": ([2.0**k for k in range(5, 11)], lambda n: [f"data.batch_size={n:.0f}", "model.hidden=[256,256]"]),
-    "layers": ([2.0**k for k in range(1, 7)], lambda n: [f"model.hidden=[{','.join(['64'] * round(n))}]"]),
+# What grows, to what, and a job of that: the examples in a batch, and the units of every hidden layer.
+SIZES: dict[str, tuple[list[int], Callable[[int], tuple[int, list[int]]]]] = {
+    "weights of a layer": ([2**k for k in range(12, 23, 2)], lambda n: (32, [math.isqrt(n)] * 2)),
+    "examples in a batch": ([2**k for k in range(5, 11)], lambda n: (n, [256, 256])),
+    "layers": ([2**k for k in range(1, 7)], lambda n: (32, [64] * n)),
 }
 
 
@@ -111,15 +110,14 @@ def sweep(folder: Path, num_jobs: int, table: Table) -> list[str]:
     return compare(f"{num_jobs} jobs", list(samples(arguments, lambda: len(list(run.glob("*/summary.json"))), 1.0)), table)
 
 
-def seconds_per_step(folder: Path, overrides: Sequence[str]) -> float:
+def seconds_per_step(folder: Path, batch_size: int, hidden: Sequence[int]) -> float:
     """After the first chunk, of a run that takes some seconds."""
     steps = 200
+    # Random numbers of a width that all sizes share; enough examples for the largest batch.
+    of_job = ("data=synthetic", "loss=mse", "data.num_examples=4096", f"data.batch_size={batch_size}", f"model.hidden={list(hidden)}")
     while True:
         run = folder / f"size-{time.monotonic_ns()}"
-        # Random numbers of a width that all sizes share; enough examples for the largest batch.
-        arguments = command(
-            "data=synthetic", "loss=mse", "data.num_examples=4096", f"trainer.steps={steps}", *_QUIET, *overrides, f"hydra.run.dir={run}"
-        )
+        arguments = command(*of_job, f"trainer.steps={steps}", *_QUIET, f"hydra.run.dir={run}")
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
         found = json.loads((run / "summary.json").read_text())["steps_per_second"]
         if steps / found > 2.0 or steps >= 50_000:
@@ -127,36 +125,26 @@ def seconds_per_step(folder: Path, overrides: Sequence[str]) -> float:
         steps = min(50_000, math.ceil(3 * found))
 
 
-def seconds_per_pass(num_weights: float) -> float:
-    """Of adding the first of four arrays to each of the others: what an update by Adam does at the least."""
-    arrays = [np.ones(round(num_weights), np.float32) for _ in range(4)]
-
-    def timed() -> float:
-        started = time.perf_counter()
-        for array in arrays[1:]:
-            np.add(array, arrays[0], out=array)
-        return time.perf_counter() - started
-
-    return statistics.median([timed() for _ in range(25)][5:])
+def bare_seconds_per_step(batch_size: int, hidden: Sequence[int]) -> float:
+    arguments = [sys.executable, "-m", "benchmarks.competitors.bare_loop", str(batch_size), ",".join(map(str, hidden))]
+    return float(subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def size(folder: Path, plot: Path | None) -> list[str]:
-    table = Table(title="Seconds a step, as the job grows")
-    for heading in ("what grows", "to", "ms a step", "slope", "memory's slope"):
+    table = Table(title="Milliseconds a step, as the job grows")
+    for heading in ("what grows", "to", "ms a step", "slope", "a bare loop's", "its slope"):
         table.add_column(heading, justify="left" if heading == "what grows" else "right")
     curves, problems = {}, []
-    for name, (numbers, overrides) in SIZES.items():
-        seconds = [seconds_per_step(folder, overrides(number)) for number in numbers]
-        curves[name] = list(zip(numbers, seconds, strict=True))
-        slopes = slopes_of(curves[name])
-        of_memory = slopes_of([(number, seconds_per_pass(number)) for number in numbers]) if name == WEIGHTS else [1.0] * len(slopes)
-        known = [f"{memory:.2f}" if name == WEIGHTS else "" for memory in of_memory]
-        shown = [("", ""), *((f"{slope:.2f}", memory) for slope, memory in zip(slopes, known, strict=True))]
-        for number, each, columns in zip(numbers, seconds, shown, strict=True):
-            table.add_row(name, f"{number:.0f}", f"{1e3 * each:.3g}", *columns, end_section=number == numbers[-1])
-        excess = [slope - max(0.0, memory - 1) for slope, memory in zip(slopes, of_memory, strict=True)]
-        if (last := statistics.median(excess[-2:])) > STEEPEST:
-            problems.append(f"{name}: a step's time grows with slope {last:.2f} beyond memory's, faster than linear")
+    for name, (numbers, job) in SIZES.items():
+        ours = curves[name] = [(number, seconds_per_step(folder, *job(number))) for number in numbers]
+        bare = [(number, bare_seconds_per_step(*job(number))) for number in numbers]
+        slopes = list(zip(slopes_of(ours), slopes_of(bare), strict=True))
+        shown = [("", ""), *((f"{slope:.2f}", f"{its:.2f}") for slope, its in slopes)]
+        for (number, seconds), (_, its), (slope, its_slope) in zip(ours, bare, shown, strict=True):
+            columns = (str(number), f"{1e3 * seconds:.3g}", slope, f"{1e3 * its:.3g}", its_slope)
+            table.add_row(name, *columns, end_section=number == numbers[-1])
+        if (last := statistics.median(slope - max(0.0, its - 1) for slope, its in slopes[-2:])) > STEEPEST:
+            problems.append(f"{name}: a step's time grows with slope {last:.2f} beyond a bare loop's, faster than linear")
     Console().print(table)
     if plot:
         plot.write_text(drawn(curves), encoding="utf-8")
@@ -169,7 +157,7 @@ def slopes_of(curve: Sequence[tuple[float, float]]) -> list[float]:
     return [math.log(after[1] / before[1]) / math.log(after[0] / before[0]) for before, after in pairs]
 
 
-def drawn(curves: dict[str, list[tuple[float, float]]]) -> str:
+def drawn(curves: dict[str, list[tuple[int, float]]]) -> str:
     """An SVG: time over size, both relative to the smallest and logarithmic; the line of slope 1 is linear growth."""
     colors, side, left = ("#0b62d6", "#d9730d", "#18794e"), 320, 60
     most = max(max(n / c[0][0] for n, _ in c) for c in curves.values())

@@ -12,5 +12,6 @@ def test_memory_stays_as_it_is(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_of_every_kind_of_size_runs(tmp_path):
-    for _, overrides in growth.SIZES.values():
-        assert growth.seconds_per_step(tmp_path, overrides(2.0)) > 0
+    for _, job in growth.SIZES.values():
+        assert growth.seconds_per_step(tmp_path, *job(2)) > 0
+        assert growth.bare_seconds_per_step(*job(2)) > 0
