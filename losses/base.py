@@ -149,7 +149,7 @@ class Loss:
         return self.evaluate(y_true, y_pred, **mask), vjp
 
     def evaluate(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tf.Tensor:
-        """The value where the tape does not go through it, in evaluation and beside a gradient of its own; there may be a leaner way."""
+        """The value where the tape does not go through it, in `measures` and beside a gradient of its own; there may be a leaner way."""
         if type(self).value is not Loss.value or type(self).value_and_vjp is Loss.value_and_vjp:
             return self.value(y_true, y_pred, **mask)
         return self.value_and_vjp(y_true, y_pred, **mask)[0]
@@ -168,7 +168,7 @@ class Loss:
 
     def measures(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What evaluation asks for: `evaluate`, and then `metrics`; there may be a way to find them together."""
-        return self.evaluate(y_true, y_pred, **mask), *self.metrics(y_true, y_pred)
+        return self.evaluate(y_true, y_pred, **mask), *self._checked_metrics(self.metrics(y_true, y_pred), y_pred)
 
     def output_shape(self, target_shape: tuple[int, ...], num_classes: int | None) -> tuple[int | None, ...]:
         """The shape of what a model must give for one example, or for one item; `(None,)` where any width will do.
@@ -252,6 +252,19 @@ class Loss:
                 "Average over the other axes, for example tf.reduce_mean(..., axis=-1), and leave the batch to the framework"
             )
         return pinned(value, first.shape[:1], lambda: tf.shape(first)[:1])
+
+    def _checked_metrics(self, metrics: Any, y_pred: Tensors) -> tuple[tf.Tensor, ...]:
+        """The metrics as tensors; refused unless they are as many as their names, one number per example each."""
+        first = next(p for key, p in entries(y_pred).items() if key not in self.shared)
+        wanted = f"loss {self.name}: metrics must give a tuple of {len(self.metric_names)}, one number per example for each of metric_names"
+        if not isinstance(metrics, tuple | list):
+            raise LossError(f"{wanted}; found {type(metrics).__name__}")
+        if len(metrics) != len(self.metric_names):
+            raise LossError(f"{wanted}; found {len(metrics)}")
+        tensors = tuple(tf.convert_to_tensor(metric) for metric in metrics)
+        if wrong := [tuple(tensor.shape) for tensor in tensors if not tensor.shape.is_compatible_with(first.shape[:1])]:
+            raise LossError(f"{wanted}, shape {tuple(first.shape[:1])}; found {wrong[0]}")
+        return tensors
 
     def _checked_gradient(self, gradient: Tensors, y_pred: Tensors) -> Tensors:
         """The gradient as tensors; refused unless structured, shaped and typed as y_pred: tf.custom_gradient would take it."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-CHUNK_SCORES = 4 * 2**20  # 16 MiB of float32: smaller chunks spend their time on adding up d_kernel, larger ones leave the cache
+_CHUNK_SCORES = 4 * 2**20  # 16 MiB of float32: smaller chunks spend their time on adding up d_kernel, larger ones leave the cache
 
 
 def crossentropy(
@@ -94,7 +94,7 @@ class _Chunks:
 
     def __init__(self, rows: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor) -> None:
         self._num_rows, num_classes = tf.shape(rows)[0], tf.shape(kernel)[1]
-        most = tf.maximum(CHUNK_SCORES // tf.maximum(num_classes, 1), 1)
+        most = tf.maximum(_CHUNK_SCORES // tf.maximum(num_classes, 1), 1)
         # An empty batch has a chunk of padding: XLA slices even where no loop runs.
         self._number = tf.maximum(-(-self._num_rows // most), 1)
         self._size = tf.maximum(-(-self._num_rows // self._number), 1)

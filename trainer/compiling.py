@@ -13,18 +13,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from losses.base import Loss
-from losses.chunked_crossentropy import CHUNK_SCORES
+from losses.modes import per_example
 from trainer import layers, randomness, schema
 from trainer.chunk import Chunk
-from trainer.data.prepare import Prepared
+from trainer.data.prepare import Prepared, Split
 from trainer.errors import ConfigError
 from trainer.learner import Learner
 from trainer.progress import say
 
 _REPEATS = 5
 _SECONDS = 0.3  # of one repeat
-_SLOW = "Conv", "Random"  # under XLA on the CPU
+_UNFIT = "Conv", "Random", "PyFunc"  # for XLA on the CPU: in names of operations that are slow there, or can't be compiled
+_MANY_BYTES = 2**26  # of all that learning changes
 _FEW_MULTIPLICATIONS = 2**22  # of a batch's forward pass: a fraction of a millisecond on one core
 
 
@@ -74,8 +74,8 @@ def choose(settings: schema.Trainer, learner: Learner, data: Prepared, batch_siz
     """What `trainer.compile` comes to: "graph", "step", "chunk", or "measure", which is for `measure` to find out.
 
     On the CPU, XLA makes dense, recurrent and language models several times faster, and convolutions and the random numbers of Keras'
-    own layers many times slower; where a loss goes through a language model's output layer in parts, it gains little, for more memory.
-    What a model is made of is read from the operations of its forward pass, whatever layers they are in.
+    own layers many times slower; a large language model with an output layer that belongs to its loss gains nothing, for more memory.
+    What a job is made of is read from the operations of its forward pass, whatever layers they are in, and of its loss.
     `trainer.compile=measure` prints the times of a job.
     """
     setting = settings.compile
@@ -88,36 +88,25 @@ def choose(settings: schema.Trainer, learner: Learner, data: Prepared, batch_siz
         return setting
     if "chunk" not in possible(learner) or tf.config.list_logical_devices("GPU"):
         return "graph"
-    features = data.first.features
-    forward = _forward(learner, tf.TensorSpec([batch_size // settings.accumulate, *features.shape[1:]], features.dtype))
-    kinds = _operations(forward.graph)
-    slow = any(part in kind for kind in kinds for part in _SLOW)
-    in_parts = "Softmax" in kinds and _num_scores(learner.loss, forward.structured_outputs) > CHUNK_SCORES  # attention's softmax
-    return "graph" if slow or in_parts else "chunk"
+    kinds = _operations(learner, data.first, batch_size // settings.accumulate)
+    unfit = any(part in kind for kind in kinds for part in _UNFIT)
+    has_attention = "Softmax" in kinds
+    return "graph" if unfit or (has_attention and learner.loss.shared and learner.num_bytes > _MANY_BYTES) else "chunk"
 
 
-def _forward(learner: Learner, features: tf.TensorSpec) -> Any:
-    """The model's forward pass in training, traced and never run."""
+def _operations(learner: Learner, example: Split, batch_size: int) -> set[str]:
+    """The kinds of operations of the model's forward pass in training and of the loss, those within loops and conditions too."""
 
-    @tf.function(autograph=False)
-    def forward(x: tf.Tensor) -> Any:
-        with keras.StatelessScope(), randomness.at(learner.seed, tf.constant(0), tf.range(features.shape[0])):
-            return learner.model(x, training=True)
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([batch_size, *a.shape[1:]], a.dtype) for a in example.arrays()])
+    def forward(*arrays: tf.Tensor) -> None:
+        batch = example.with_arrays(arrays)
+        with keras.StatelessScope(), randomness.at(learner.seed, tf.constant(0), tf.range(batch_size)):
+            predictions = learner.model(batch.features, training=True)
+        mask = None if batch.weights is None else batch.weights > 0
+        per_example(learner.loss, learner.gradient_mode, batch.targets, predictions, mask)
 
-    return forward.get_concrete_function(features)
-
-
-def _operations(graph: tf.Graph) -> set[str]:
-    """The kinds of operations of a graph, those within loops and conditions too."""
-    found = graph.as_graph_def()
-    return {node.op for nodes in (found.node, *(function.node_def for function in found.library.function)) for node in nodes}
-
-
-def _num_scores(loss: Loss, outputs: Any) -> int:
-    """Of a batch, that a loss makes by an output layer of its own; 0 without one."""
-    if not loss.shared:
-        return 0
-    return math.prod(outputs[loss.entry].shape[:-1]) * max(outputs[name].shape[-1] for name in loss.shared)
+    graph = forward.get_concrete_function().graph.as_graph_def()
+    return {node.op for nodes in (graph.node, *(function.node_def for function in graph.library.function)) for node in nodes}
 
 
 def measure(learner: Learner, make: Callable[[str], Chunk], batches: Any, num_steps: int) -> tuple[str, Chunk]:

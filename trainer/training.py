@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -224,7 +225,8 @@ def xla_explained() -> Iterator[None]:
     except tf.errors.InvalidArgumentError as error:
         if "tf2xla conversion failed" not in str(error):
             raise
-        reason = str(error).splitlines()[0].partition("{{")[0]
+        missing = sorted(set(re.findall(r"No registered '(\w+)' OpKernel", str(error))))
+        reason = f"it has no {' and no '.join(missing)}" if missing else str(error).splitlines()[0].partition("{{")[0]
         raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
 
 

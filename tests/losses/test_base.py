@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import losses
 from losses.base import MODES, Loss, LossError
-from losses.modes import per_example
+from losses.modes import measures, per_example
 from losses.proof import start
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +112,25 @@ def test_gradient_is_multiplied_by_dy_and_a_vjp_that_forgets_it_is_found():
     dy = tf.constant([1.0, -2.0, 0.0, 0.5])
     np.testing.assert_allclose(gradient_of(Square(), "analytic", y, p, dy), dy[:, None] * (2 * (p - y)), rtol=1e-6)
     assert "ignores dy" in start.verify(Forgetful(), y, p).message
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (lambda y, p: p[:, 0], "found SymbolicTensor|found EagerTensor"),
+        (lambda y, p: (p[:, 0],), "a tuple of 2.*; found 1$"),
+        (lambda y, p: (p[:, 0], tf.reduce_mean(p)), r"shape \(4,\); found \(\)"),
+    ],
+)
+def test_metrics_are_one_number_per_example_for_every_name(metrics, message):
+    class Measured(Square):
+        metric_names = ("first", "largest")
+
+        def metrics(self, y_true, y_pred):
+            return metrics(y_true, y_pred)
+
+    with pytest.raises(LossError, match=message):
+        measures(Measured(), *data())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -319,7 +338,7 @@ def test_predictions_must_be_floating_point():
 
 SAVE = """
 import tensorflow as tf, losses
-from losses.modes import per_example
+from losses.modes import measures, per_example
 from tests_base import Square
 signature = [tf.TensorSpec([None, 3]), tf.TensorSpec([None, 3])]
 

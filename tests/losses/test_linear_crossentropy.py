@@ -33,7 +33,7 @@ def test_linear_crossentropy_by_hand():
 @pytest.mark.parametrize("num_scores", [1, 14, 21, 10**6])
 def test_linear_crossentropy_in_chunks_of_any_size(monkeypatch, num_scores, weighted, how):
     """Of one row, of two (dividing the ten rows), of three (not dividing them) and of all."""
-    monkeypatch.setattr(chunked_crossentropy, "CHUNK_SCORES", num_scores)
+    monkeypatch.setattr(chunked_crossentropy, "_CHUNK_SCORES", num_scores)
     rng = np.random.default_rng(0)
     y, p = layer(rng, 5, 2)
     dy, loss = rng.normal(size=5) if weighted else np.full(5, 0.7), type(LINEAR)()

@@ -156,6 +156,13 @@ class Blur(keras.layers.Layer):
         return tf.while_loop(lambda i, _: i < 2, lambda i, x: (i + 1, tf.nn.conv2d(x, kernel, 1, "SAME")), (0, x))[1]
 
 
+class InPython(keras.layers.Layer):
+    """Python code, which no XLA program can hold."""
+
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(np.abs, [x], tf.float32), x.shape)
+
+
 def learns(*layers: keras.layers.Layer) -> tuple[Learner, Prepared]:
     """A learner of images [8, 8, 4], and data for it."""
     model = keras.Sequential([keras.Input([8, 8, 4]), *layers, keras.layers.Flatten(), keras.layers.Dense(1)])
@@ -175,28 +182,56 @@ def learns(*layers: keras.layers.Layer) -> tuple[Learner, Prepared]:
         ("graph", lambda: [keras.layers.TimeDistributed(keras.layers.DepthwiseConv1D(3))]),
         ("graph", lambda: [Residual()]),
         ("graph", lambda: [Blur()]),
+        ("graph", lambda: [InPython()]),
     ],
 )
 def test_the_rule_goes_by_operations(way, make):
     assert compiling.choose(Trainer(), *learns(*make()), batch_size=8) == way
 
 
-@pytest.mark.parametrize(("way", "num_classes"), [("chunk", 100), ("graph", 3000)])
-def test_logits_taken_in_parts_are_no_xla_program(way, num_classes):
-    """After attention: of 2048 positions."""
-    loss, inputs = losses.find("linear_crossentropy")(), keras.Input([256, 4])
+def test_the_rule_goes_by_the_loss_too():
+    class Blurred(losses.find("mse")):
+        def value(self, y_true, y_pred):
+            image = tf.reshape(y_pred, [-1, 1, 1, 1])
+            return tf.reshape(tf.nn.conv2d(image, tf.ones([1, 1, 1, 1]), 1, "SAME"), [-1])
+
+    learner, data = learns(keras.layers.Dense(4))
+    learner = dataclasses.replace(learner, loss=Blurred(), gradient_mode="auto")
+    assert compiling.choose(Trainer(), learner, data, batch_size=8) == "graph"
+
+
+@pytest.mark.parametrize(("way", "num_classes"), [("chunk", 20_000), ("graph", 1_200_000)])
+def test_a_large_output_layer_after_attention_is_no_xla_program(way, num_classes):
+    loss, inputs = losses.find("linear_crossentropy")(), keras.Input([3, 16])
     hidden = keras.layers.MultiHeadAttention(1, 4)(inputs, inputs)
-    shared = Shared(loss.entry, loss.shared_shapes(4, num_classes))(hidden)
+    shared = Shared(loss.entry, loss.shared_shapes(16, num_classes))(hidden)
     learner = Learner(keras.Model(inputs, shared), loss, "analytic", keras.optimizers.SGD(), None)
-    part = Split(np.zeros([8, 256, 4], np.float32), np.zeros([8, 256], np.int32), None)
+    part = Split(np.zeros([8, 3, 16], np.float32), np.zeros([8, 3], np.int32), None)
     data = Prepared(part, part, "classes", np.ones(1), num_classes, want="classes")
     assert compiling.choose(Trainer(), learner, data, batch_size=8) == way
 
 
+class Seen(keras.layers.Layer):
+    """Keeps the shapes that it was called with."""
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self.shapes = set()
+
+    def call(self, x):
+        self.shapes.add(tuple(x.shape))
+        return x
+
+
 def test_choosing_changes_nothing():
-    learner, data = learns(keras.layers.BatchNormalization(), keras.layers.Dropout(0.5))
-    before = learner.capture()
-    compiling.choose(Trainer(), learner, data, batch_size=8)
+    """It takes parts of a batch, as training does, and leaves no loss of theirs behind."""
+    seen = Seen()
+    learner, data = learns(seen, keras.layers.BatchNormalization(), keras.layers.Dense(4, activity_regularizer="l2"))
+    before, tags = learner.capture(), learner.tags
+    seen.shapes.clear()
+    compiling.choose(Trainer(accumulate=4), learner, data, batch_size=8)
+    assert seen.shapes == {(2, 8, 8, 4)}
+    assert learner.tags == tags
     for name, array in learner.capture().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
@@ -207,12 +242,23 @@ def test_layers_within_layers_count():
     assert compiling.synchronizes(dataclasses.replace(learner, strategy=tf.distribute.get_strategy()))
 
 
-def test_a_chunk_has_no_room_beyond_a_border(tmp_path):
+@pytest.mark.parametrize("often", ["trainer.eval_every", "checkpoint.every", "logging.histogram_every"])
+def test_a_chunk_has_no_room_beyond_a_border(tmp_path, often):
     """Its buffers, of streamed examples above all, are moved whole."""
-    often = ("trainer.eval_every=9", "checkpoint.every=12", "logging.histogram_every=7", "data.stream=true")
-    asked = config.load([*QUICK, f"hydra.run.dir={tmp_path}", *often])
+    asked = config.load([*QUICK, f"hydra.run.dir={tmp_path}", "checkpoint.every=12", f"{often}=7", "data.stream=true"])
     _, data, learner, num_steps = training.build_all(asked)
     assert planning.make_plan(asked, learner, data, num_steps).room == 7
+
+
+def test_what_xla_has_not_is_named(tmp_path):
+    def call(self, x):
+        return InPython()(x)
+
+    with (
+        mock.patch.object(keras.layers.Activation, "call", call),
+        pytest.raises(ConfigError, match=r"has no PyFunc: type trainer\.compile=graph"),
+    ):
+        train(tmp_path, "trainer.compile=chunk", "trainer.steps=2")
 
 
 @pytest.mark.slow
