@@ -21,7 +21,7 @@ from trainer.data.base import Examples, Source, StreamedSource
 from trainer.data.kinds import KINDS, fit
 from trainer.data.prepare import Prepared, prepare
 from trainer.data.stream import prepare_streamed
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, uncoloured
 from trainer.learner import Learner, LossScale
 from trainer.optimizers import fused
 from trainer.progress import say
@@ -234,7 +234,7 @@ def build_model(job: Job, loss: Loss, data: Prepared) -> keras.Model:
     try:
         outputs = model(tf.zeros([1, *input_shape], tf.int32 if tokens else tf.float32), training=False)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(f"{what} does not take features of shape {input_shape}, those of {on}: {_plain(error)}") from error
+        raise DataError(f"{what} does not take one example, features of shape {input_shape}, of {on}: {_plain(error)}") from error
     if not isinstance(outputs, tf.Tensor):
         raise ConfigError(f"{what} must give one tensor, for the loss {loss.name}; it gives {type(outputs).__name__}")
     fits = {num_outputs, shape[-1] if shape else 1}  # a model may shape its outputs itself
@@ -317,8 +317,10 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
 
 
 def _plain(error: Exception) -> str:
-    """The error's first line, without Keras' colours and printed arrays."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0][:300]
+    """The error's first line, with the reason where Keras says first in which layer it was; no colours, no printed arrays."""
+    lines = [line for line in uncoloured(error).splitlines() if line.strip()]
+    num_lines = 2 if lines and lines[0].startswith("Exception encountered") else 1
+    return " ".join(lines[:num_lines])[:300]
 
 
 def _name(node: DictConfig) -> str:
@@ -343,7 +345,7 @@ def _call(found: Callable[..., Any], arguments: dict[str, Any], what: str) -> An
     except LossError:
         raise
     except (ConfigError, TypeError, ValueError) as error:
-        raise ConfigError(_with_example(str(error), found, arguments, what)) from error
+        raise ConfigError(_with_example(uncoloured(error), found, arguments, what)) from error
 
 
 def _with_example(message: str, found: Callable[..., Any], arguments: dict[str, Any], what: str) -> str:

@@ -64,8 +64,13 @@ def printable(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line: a user's mistake in its own words, any other with its type."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    """The error: a user's mistake in its own words, any other with its type."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {uncoloured(error)}".removesuffix(": ")
+
+
+def uncoloured(error: BaseException) -> str:
+    """What an error says, without the colours that Keras writes."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
 def _own_code(error: BaseException) -> str | None:

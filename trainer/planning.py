@@ -85,8 +85,9 @@ def _check_plan(plan: Plan, learner: Learner, data: Prepared, batch_size: int, s
     accumulate = settings.accumulate
     parts = learner.num_replicas * accumulate
     if batch_size % parts:
-        among = f"{learner.num_replicas} replicas" + (f" times trainer.accumulate={accumulate}" if accumulate > 1 else "")
-        raise ConfigError(f"data.batch_size={batch_size} can't be divided among {among}: type a multiple of {parts}")
+        numbers = {"{} replicas": learner.num_replicas, "trainer.accumulate={}": accumulate}
+        among = " times ".join(name.format(number) for name, number in numbers.items() if number > 1)
+        raise ConfigError(f"data.batch_size={batch_size} can't be divided by {among}: type a multiple of {parts}")
     if accumulate > 1 and learner.loss.coupled:
         raise ConfigError(
             f"trainer.accumulate={accumulate}: the loss {learner.loss.name} takes the examples of a batch together: "

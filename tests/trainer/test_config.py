@@ -79,6 +79,8 @@ def test_parts_of_files_are_no_choices():
     [
         (["loss=nope"], ["loss=nope", "stable_mse"]),
         (["loss=huberr"], ["did you mean huber?"]),
+        (["trainer.every=3"], ["did you mean trainer.log_every or trainer.eval_every?"]),
+        (["optimizer.rate=0.1"], ["did you mean optimizer.learning_rate?"]),
         (["loss=focal"], ["did you mean binary_focal or categorical_focal?"]),
         (["precision=float16"], ["did you mean mixed_float16?"]),
         (["losss=mse"], ["losss", "did you mean loss?"]),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainer import config, job
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("data=diabetes", "model=linear", "optimizer.learning_rate=0.05", "trainer.steps=40", "trainer.eval_every=20")
@@ -69,6 +69,7 @@ def plain(y_true, y_pred):
 '''
 MODELS = """
 import keras
+import tensorflow as tf
 
 
 class Bottleneck(keras.Model):
@@ -79,6 +80,15 @@ class Bottleneck(keras.Model):
 
     def call(self, features):
         return self.outer(self.inner(features))
+
+
+class Fours(keras.layers.Layer):
+    def call(self, x):
+        return tf.reshape(tf.reshape(x, [-1, 4 * x.shape[-1]]), [-1, x.shape[-1]])
+
+
+def fours(input_shape, num_outputs):
+    return keras.Sequential([keras.Input(input_shape), Fours(), keras.layers.Dense(num_outputs)])
 """
 # The file's name -> its class, and what the refusal says: what is wrong, and both values.
 BOTH_VALUES = r"gradient=analytic in float64 gives (?P<found>\S+), differences of value give (?P<expected>\S+?)\."
@@ -125,6 +135,7 @@ def folder(tmp_path_factory) -> Path:
     for name, target in losses.items():
         (folder / "conf" / "loss" / f"{name}.yaml").write_text(f"_target_: my_package.{target}\n")
     (folder / "conf" / "model" / "bottleneck.yaml").write_text("_target_: my_package.models.Bottleneck\nunits: 3\n")
+    (folder / "conf" / "model" / "fours.yaml").write_text("_target_: my_package.models.fours\n")
     return folder
 
 
@@ -245,6 +256,12 @@ def test_a_keras_model_of_ones_own(train):
     run_dir = train("loss=right", "model=bottleneck")
     assert {"grad_norm/bottleneck/inner/kernel", "grad_norm/bottleneck/outer/bias"} <= steps(run_dir)[0].keys()
     assert_learned(run_dir)
+
+
+def test_a_model_that_takes_no_single_example(train):
+    with pytest.raises(DataError, match=r"does not take one example, .*calling Fours\.call\(\)\. .*[Rr]eshape") as caught:
+        train("loss=right", "model=fours")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.slow
