@@ -3,11 +3,11 @@
     python -m benchmarks.growth [--only long,sweep,size] [--steps 1000000] [--jobs 200] [--plot FILE]
 
 long: one run of the small MLP; its memory at a tenth and at the end, and its steps per second at 10 to 20% and at 85 to 95% of its
-steps. sweep: the parent's memory, and jobs per second, likewise. size: a step's time over width, batch and number of layers, and its slope
-from one size to the next (1: linear), drawn to FILE; beside it that of a loop that takes steps and does nothing else
-(`benchmarks/competitors/bare_loop.py`), for what grows leaves the processor's caches at some size. Everything else by the trainer's own
-command. Ends with status 1 where memory has grown by more than 5%, speed has fallen by more than 10%, or a step's time grows faster than
-linear, and than that loop's, by more than noise.
+steps. sweep: the parent's memory, and jobs per second, likewise. size: a step's time over width, batch and number of layers, on one
+thread, and its slope from one size to the next (1: linear), drawn to FILE; beside it that of a loop that takes steps and does nothing
+else (`benchmarks/competitors/bare_loop.py`), for what grows leaves the processor's caches at some size. Everything else by the trainer's
+own command. Ends with status 1 where memory has grown by more than 5%, speed has fallen by more than 10%, or a step's time grows faster
+than linear, and than that loop's, by more than noise.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _QUIET = ("trainer.eval_every=0", "checkpoint.every=0", "gradient.verify_at_star
 # What grows, to what, and a job of that: the examples in a batch, and the units of every hidden layer.
 SIZES: dict[str, tuple[list[int], Callable[[int], tuple[int, list[int]]]]] = {
     "weights of a layer": ([2**k for k in range(12, 23, 2)], lambda n: (32, [math.isqrt(n)] * 2)),
-    "examples in a batch": ([2**k for k in range(5, 11)], lambda n: (n, [256, 256])),
+    "batch size": ([2**k for k in range(5, 11)], lambda n: (n, [256, 256])),
     "layers": ([2**k for k in range(1, 7)], lambda n: (32, [64] * n)),
 }
 
@@ -118,7 +118,7 @@ def seconds_per_step(folder: Path, batch_size: int, hidden: Sequence[int]) -> fl
     while True:
         run = folder / f"size-{time.monotonic_ns()}"
         arguments = command(*of_job, f"trainer.steps={steps}", *_QUIET, f"hydra.run.dir={run}")
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, env=_one_thread())
         found = json.loads((run / "summary.json").read_text())["steps_per_second"]
         if steps / found > 2.0 or steps >= 50_000:
             return 1 / found
@@ -127,7 +127,12 @@ def seconds_per_step(folder: Path, batch_size: int, hidden: Sequence[int]) -> fl
 
 def bare_seconds_per_step(batch_size: int, hidden: Sequence[int]) -> float:
     arguments = [sys.executable, "-m", "benchmarks.competitors.bare_loop", str(batch_size), ",".join(map(str, hidden))]
-    return float(subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return float(subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True, env=_one_thread()).stdout)
+
+
+def _one_thread() -> dict[str, str]:
+    """The trainer's own number of threads depends on the size."""
+    return os.environ | {"TF_NUM_INTEROP_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
 
 def size(folder: Path, plot: Path | None) -> list[str]:
@@ -144,7 +149,7 @@ def size(folder: Path, plot: Path | None) -> list[str]:
             columns = (str(number), f"{1e3 * seconds:.3g}", slope, f"{1e3 * its:.3g}", its_slope)
             table.add_row(name, *columns, end_section=number == numbers[-1])
         if (last := statistics.median(slope - max(0.0, its - 1) for slope, its in slopes[-2:])) > STEEPEST:
-            problems.append(f"{name}: a step's time grows with slope {last:.2f} beyond a bare loop's, faster than linear")
+            problems.append(f"{name}: a step's time grows with slope {last:.2f}, less what a bare loop's has above 1: faster than linear")
     Console().print(table)
     if plot:
         plot.write_text(drawn(curves), encoding="utf-8")

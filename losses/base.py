@@ -163,12 +163,13 @@ class Loss:
         return y_pred
 
     def metrics(self, y_true: Tensors, y_pred: Tensors) -> tuple[tf.Tensor, ...]:
-        """Further measures for evaluation, `[batch]` each, in the order of `metric_names`."""
+        """Further measures for evaluation, a tuple of `[batch]` each, in the order of `metric_names`; not where `measures` gives them."""
         return ()
 
     def measures(self, y_true: Tensors, y_pred: Tensors, **mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What evaluation asks for: `evaluate`, and then `metrics`; there may be a way to find them together."""
-        return self.evaluate(y_true, y_pred, **mask), *self._checked_metrics(self.metrics(y_true, y_pred), y_pred)
+        metrics = self.metrics(y_true, y_pred)
+        return (self.evaluate(y_true, y_pred, **mask), *(metrics if isinstance(metrics, tuple | list) else [metrics]))
 
     def output_shape(self, target_shape: tuple[int, ...], num_classes: int | None) -> tuple[int | None, ...]:
         """The shape of what a model must give for one example, or for one item; `(None,)` where any width will do.
@@ -253,18 +254,20 @@ class Loss:
             )
         return pinned(value, first.shape[:1], lambda: tf.shape(first)[:1])
 
-    def _checked_metrics(self, metrics: Any, y_pred: Tensors) -> tuple[tf.Tensor, ...]:
-        """The metrics as tensors; refused unless they are as many as their names, one number per example each."""
-        first = next(p for key, p in entries(y_pred).items() if key not in self.shared)
-        wanted = f"loss {self.name}: metrics must give a tuple of {len(self.metric_names)}, one number per example for each of metric_names"
-        if not isinstance(metrics, tuple | list):
-            raise LossError(f"{wanted}; found {type(metrics).__name__}")
-        if len(metrics) != len(self.metric_names):
-            raise LossError(f"{wanted}; found {len(metrics)}")
-        tensors = tuple(tf.convert_to_tensor(metric) for metric in metrics)
-        if wrong := [tuple(tensor.shape) for tensor in tensors if not tensor.shape.is_compatible_with(first.shape[:1])]:
-            raise LossError(f"{wanted}, shape {tuple(first.shape[:1])}; found {wrong[0]}")
-        return tensors
+    def _checked_measures(self, measures: Any, y_pred: Tensors) -> tuple[tf.Tensor, ...]:
+        """The value and the metrics as tensors; refused unless all of them are one number per example."""
+        names = self.metric_names
+        if not isinstance(measures, tuple) or len(measures) != 1 + len(names) or any(measure is None for measure in measures[1:]):
+            found = measures[1:] if isinstance(measures, tuple) else measures
+            wanted = f"a tuple of {len(names)}, for {', '.join(names) or 'no name'}"
+            raise LossError(f"loss {self.name}: metrics must give {wanted}; found {str(found)[:200]}")
+        value = self._checked_value(measures[0], y_pred)
+        metrics = [tf.convert_to_tensor(metric) for metric in measures[1:]]
+        for name, metric in zip(names, metrics, strict=True):
+            if not metric.shape.is_compatible_with(value.shape):
+                found = f"shape {tuple(value.shape)}; found {tuple(metric.shape)}"
+                raise LossError(f"loss {self.name}: the metric {name} must be one number per example, {found}")
+        return value, *(pinned(metric, value.shape, lambda: tf.shape(value)) for metric in metrics)
 
     def _checked_gradient(self, gradient: Tensors, y_pred: Tensors) -> Tensors:
         """The gradient as tensors; refused unless structured, shaped and typed as y_pred: tf.custom_gradient would take it."""

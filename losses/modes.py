@@ -89,8 +89,7 @@ def _applied(loss: Loss, mode: str | None, y_true: Tensors, y_pred: Tensors, mas
 def _evaluate(loss: Loss, mode: str | None, y_true: Tensors, y_pred: Tensors, mask: tf.Tensor | None) -> Tensors:
     keyword = {} if mask is None else {"mask": mask}
     if mode is None:
-        value, *metrics = loss.measures(y_true, y_pred, **keyword)
-        return loss._checked_value(value, y_pred), *metrics
+        return loss._checked_measures(loss.measures(y_true, y_pred, **keyword), y_pred)
     if mode == "auto":
         return loss._checked_value(loss.value(y_true, y_pred, **keyword), y_pred)
 

@@ -313,12 +313,13 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
         job.config.logging.per_variable,
         scaler,
         job.config.seed,
+        bool(model.losses),  # of one example, as `build_model` has called it
     )
 
 
 def _plain(error: Exception) -> str:
     """The error's first line, with the reason where Keras says first in which layer it was; no colours, no printed arrays."""
-    lines = [line for line in uncoloured(error).splitlines() if line.strip()]
+    lines = [line for line in re.sub(r"\{\{.*?\}\}", "", uncoloured(error)).splitlines() if line.strip()]
     num_lines = 2 if lines and lines[0].startswith("Exception encountered") else 1
     return " ".join(lines[:num_lines])[:300]
 

@@ -84,15 +84,20 @@ def make_chunk(
         num_done, skipped, parted, rows, audits = tf.while_loop(unfinished, audited, start, parallel_iterations=1)
         return tf.concat([rows.stack(), audits.stack()], axis=1), num_done, skipped, parted
 
-    traced = chunk.get_concrete_function()  # called in half the time that the tf.function takes
-    return _undoing(learner, traced) if speculates else traced
+    return _undoing(learner, _concrete(chunk)) if speculates else _concrete(chunk)
+
+
+def _concrete(function: Any) -> Callable[..., Any]:
+    """A tf.function of one signature, traced at its first call, and called in half the time that it takes itself."""
+    traced = functools.cache(function.get_concrete_function)
+    return lambda *arguments: traced()(*arguments)
 
 
 def _undoing(learner: Learner, chunk: Chunk) -> Chunk:
     """A chunk without its last update, where that is not finite: the others are made again, to the bit, and its row says so."""
     variables = list(learner.named_variables().values())
     # Tensors instead of learner.capture(), which reads one variable after the other: values don't change with the variables.
-    read = tf.function(lambda: [tf.convert_to_tensor(variable) for variable in variables], autograph=False).get_concrete_function()
+    read = _concrete(tf.function(lambda: [tf.convert_to_tensor(variable) for variable in variables], autograph=False))
 
     def undoing(given: Any, first: tf.Tensor, num_steps: tf.Tensor, skipped: tf.Tensor) -> tuple:
         before = read()

@@ -23,7 +23,8 @@ from trainer.progress import say
 
 _REPEATS = 5
 _SECONDS = 0.3  # of one repeat
-_UNFIT = "Conv", "Random", "PyFunc"  # for XLA on the CPU: in names of operations that are slow there, or can't be compiled
+# In names of operations that are slow under XLA on the CPU: convolutions and random numbers; or can't be there: Python code.
+_UNFIT = "Conv", "Random", "TruncatedNormal", "StandardNormal", "Multinomial", "StatefulUniform", "PyFunc"
 _MANY_BYTES = 2**26  # of all that learning changes
 _FEW_MULTIPLICATIONS = 2**22  # of a batch's forward pass: a fraction of a millisecond on one core
 
@@ -90,8 +91,8 @@ def choose(settings: schema.Trainer, learner: Learner, data: Prepared, batch_siz
         return "graph"
     kinds = _operations(learner, data.first, batch_size // settings.accumulate)
     unfit = any(part in kind for kind in kinds for part in _UNFIT)
-    has_attention = "Softmax" in kinds
-    return "graph" if unfit or (has_attention and learner.loss.shared and learner.num_bytes > _MANY_BYTES) else "chunk"
+    has_softmax = "Softmax" in kinds  # as attention has
+    return "graph" if unfit or (has_softmax and learner.loss.shared and learner.num_bytes > _MANY_BYTES) else "chunk"
 
 
 def _operations(learner: Learner, example: Split, batch_size: int) -> set[str]:

@@ -55,6 +55,7 @@ class Learner:
     per_variable: bool = True
     scaler: LossScale | None = None
     seed: int = 0  # of layers' randomness
+    penalized: bool = False  # whether layers add penalties to the loss
 
     @property
     def num_replicas(self) -> int:
@@ -75,7 +76,7 @@ class Learner:
         """The names of a row's scalars, in order."""
         tags = ["loss", "grad_norm/global", "update_norm/global", "param_norm/global", "learning_rate"]
         tags += ["grad_norm/clipped"] if self.clip_norm else []
-        tags += ["loss/regularization"] if self.model.losses else []
+        tags += ["loss/regularization"] if self.penalized else []
         tags += ["loss_scale", "loss_scale/overflow"] if self.scaler else []
         if self.per_variable:
             tags += [f"grad_norm/{variable.path}" for variable in self.model.trainable_variables]

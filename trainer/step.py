@@ -65,7 +65,7 @@ def run(learner: Learner, update: Update, gather: Gather, indices: tf.Tensor, st
         after = [tf.identity(_read(w)) for w in learner.variables]
     row += [_norm([a - b for a, b in zip(after, before, strict=True)], update), _norm(after, update), learning_rate]
     row += [norm * clip] if learner.clip_norm else []
-    row += [regularization] if learner.model.losses else []
+    row += [regularization] if learner.penalized else []
     overflow = tf.constant(False)
     if learner.scaler:
         scale = tf.identity(learner.scaler.scale)

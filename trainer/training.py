@@ -226,7 +226,7 @@ def xla_explained() -> Iterator[None]:
         if "tf2xla conversion failed" not in str(error):
             raise
         missing = sorted(set(re.findall(r"No registered '(\w+)' OpKernel", str(error))))
-        reason = f"it has no {' and no '.join(missing)}" if missing else str(error).splitlines()[0].partition("{{")[0]
+        reason = f"it knows no {' and no '.join(missing)}" if missing else str(error).splitlines()[0].partition("{{")[0]
         raise ConfigError(f"XLA can't compile this job: {reason}: type trainer.compile=graph") from error
 
 

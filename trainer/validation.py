@@ -88,7 +88,8 @@ def validate(
 def suggestion(word: str, words: Sequence[str]) -> str:
     """`; did you mean ...?`, or what there is where nothing is close."""
     last = word.lower().rpartition(".")[2]
-    close = [name for name in words if last in name.rpartition(".")[2].split("_")]  # a part of a name, such as float16
+    # A part of a name, such as float16.
+    close = [name for name in words if last.isidentifier() and last in name.lower().rpartition(".")[2].split("_")]
     for like in (word, word.lower()):
         close = close or difflib.get_close_matches(like, words, n=1, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else f"; there is {', '.join(words)}" if words else ""

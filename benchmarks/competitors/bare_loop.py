@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import tensorflow as tf
 
-_NUM_EXAMPLES, _NUM_FEATURES = 4096, 16
+_NUM_EXAMPLES, _NUM_FEATURES = 4096, 8
 _CALLS, _SECONDS = 7, 0.5  # of one
 
 

@@ -1,5 +1,6 @@
 """The loop with a chunk that gives rows made up here."""
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +264,8 @@ def test_a_metric_that_is_not_finite_is_never_the_best():
 
 
 def test_shares_of_time(monkeypatch):
-    monkeypatch.setattr(loop.time, "monotonic", iter([0.0, 1.0, 4.0, 5.0, 7.0, 8.0, 10.0]).__next__)
+    moments = iter([0.0, 1.0, 4.0, 5.0, 7.0, 8.0, 10.0])
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=moments.__next__))
     clock = Clock()
     with clock("step"):  # from 1 to 4
         pass

@@ -89,6 +89,12 @@ class Fours(keras.layers.Layer):
 
 def fours(input_shape, num_outputs):
     return keras.Sequential([keras.Input(input_shape), Fours(), keras.layers.Dense(num_outputs)])
+
+
+def penalized(input_shape, num_outputs):
+    layer = keras.layers.Dense(num_outputs, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.01))
+    outputs = keras.layers.Activation("linear", activity_regularizer=keras.regularizers.L2(1e-9))
+    return keras.Sequential([keras.Input(input_shape), layer, outputs])
 """
 # The file's name -> its class, and what the refusal says: what is wrong, and both values.
 BOTH_VALUES = r"gradient=analytic in float64 gives (?P<found>\S+), differences of value give (?P<expected>\S+?)\."
@@ -135,6 +141,7 @@ def folder(tmp_path_factory) -> Path:
     for name, target in losses.items():
         (folder / "conf" / "loss" / f"{name}.yaml").write_text(f"_target_: my_package.{target}\n")
     (folder / "conf" / "model" / "bottleneck.yaml").write_text("_target_: my_package.models.Bottleneck\nunits: 3\n")
+    (folder / "conf" / "model" / "penalized.yaml").write_text("_target_: my_package.models.penalized\n")
     (folder / "conf" / "model" / "fours.yaml").write_text("_target_: my_package.models.fours\n")
     return folder
 
@@ -256,6 +263,14 @@ def test_a_keras_model_of_ones_own(train):
     run_dir = train("loss=right", "model=bottleneck")
     assert {"grad_norm/bottleneck/inner/kernel", "grad_norm/bottleneck/outer/bias"} <= steps(run_dir)[0].keys()
     assert_learned(run_dir)
+
+
+@pytest.mark.parametrize("way", ["graph", "chunk", "auto"])
+def test_penalties_of_layers_are_part_of_the_loss(train, way):
+    lines = steps(train("loss=right", "model=penalized", f"trainer.compile={way}", "optimizer.learning_rate=1e-9"))
+    for line in lines:
+        assert line["loss/regularization"] == pytest.approx(0.01 * line["param_norm/global"] ** 2, rel=1e-3)
+        assert line["loss"] > line["loss/regularization"]
 
 
 def test_a_model_that_takes_no_single_example(train):
