@@ -285,7 +285,7 @@ def test_the_rule_of_compile(tmp_path):
         ("dense", [], "chunk"),
         ("convolutions", ["model=cnn", "trainer.steps=1"], "graph"),
         ("attention", TOKENS, "chunk"),
-        ("output layer within the loss", [*TOKENS, "loss=linear_crossentropy"], "graph"),
+        ("output layer within the loss", [*TOKENS, "loss=linear_crossentropy"], "chunk"),
         ("host", ["loss=cubic"], "graph"),
         ("replicas", ["strategy=cpu_sim"], "graph"),
     ]:
