@@ -25,8 +25,8 @@ def about(job: Job) -> dict[str, Any]:
     }
 
 
-def restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str, num_steps: int, data: Prepared) -> tuple[State, str]:
-    """Where the run stands and how its chunk is compiled; the learner's variables are set to it."""
+def restore(job: Job, run: RunDir, resume: str, learner: Learner, num_steps: int, data: Prepared) -> tuple[State, str | None]:
+    """Where the run stands, and how its chunk has been compiled, if it can be so here; the learner's variables are set to it."""
     folder = run.file("checkpoints")
     if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{folder} can't be written: type another hydra.run.dir, or chmod u+rwx {folder}")
@@ -39,7 +39,7 @@ def restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str,
             raise CheckpointError(f"resume=must: there is no checkpoint in {folder}; type resume=auto to start afresh")
         if logged := last_row(run.file("metrics.jsonl")):
             say(f"warning: no checkpoint in {folder}: the run begins anew, and so does metrics.jsonl, which went to step {logged['step']}")
-        return State(), compiled
+        return State(), None
     try:
         state = State(**snapshot.state["loop"])
         fingerprint, before, length, way = (snapshot.state[key] for key in ("data", "gradient_mode", "num_steps", "compile"))
@@ -60,9 +60,7 @@ def restore(job: Job, run: RunDir, resume: str, learner: Learner, compiled: str,
         say(f"the learning rate's schedule spanned {length} steps until step {state.step}; from here it spans {num_steps}")
     if before != learner.gradient_mode:
         say(f"the run went by gradient={before} until step {state.step}; from here by gradient={learner.gradient_mode}")
-    if way in compiling.possible(learner):
-        compiled = way  # going on to the bit; XLA rounds in its own way
-    return state, compiled
+    return state, way if way in compiling.possible(learner) else None  # going on to the bit: XLA rounds in its own way
 
 
 def hold_anchor(run: RunDir, state: State, rollback: Rollback) -> None:

@@ -102,12 +102,12 @@ def _train(job: Job, run: RunDir, resume: str, signals: Signals) -> tuple[int, s
             overfit = Overfit.of(make_evaluate(learner, data, batch_size)(), len(data.train))
         plan = dataclasses.replace(plan, enough=overfit.reached)
 
-    compiled = compiling.choose(settings, learner, data, batch_size)
     if not loss.xla:
         say(f"the loss {loss.name} runs on the host, at every step, and not under XLA")
     rollback = Rollback(learner, settings.on_nonfinite == "rollback")
     rollback.hold()
-    state, compiled = resuming.restore(job, run, resume, learner, compiled, num_steps, data)
+    state, kept_way = resuming.restore(job, run, resume, learner, num_steps, data)
+    compiled = kept_way or compiling.choose(settings, learner, data, batch_size)
     if state.step >= num_steps:
         say(f"nothing to do: the run in {run.path} has done {state.step} steps, and {num_steps} are asked for; type more trainer.steps")
         if run.read("summary.json") is None:  # it was killed after its last checkpoint
