@@ -313,7 +313,7 @@ def build_learner(job: Job, placement: Placement, loss: Loss, data: Prepared, st
         job.config.logging.per_variable,
         scaler,
         job.config.seed,
-        bool(model.losses),  # of one example, as `build_model` has called it
+        bool(model.losses),  # of the examples that `build_model` has tried it on
     )
 
 

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 Section = TypeVar("Section")
 
-# Objectives and metrics of which larger is better; smaller is of all others.
 LARGEST_LOSS_SCALE = 2.0**64  # where nothing that is scaled overflows, doubling would come to infinity
+# Objectives and metrics of which larger is better; smaller is of all others.
 LARGER_IS_BETTER = ("eval/accuracy", "eval/r2", "eval/ndcg", "eval/spearman", "steps_per_second")
 
 
