@@ -17,6 +17,7 @@ writes docs/performance.md of all that are in the results. Ends with status 1 wh
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -68,7 +69,7 @@ def measure(workload: Workload, names: list[str], options: argparse.Namespace, r
                 continue
             stack.callback(waiting.close)
             entry.versions = waiting.about["versions"]
-            turns[entrant] = lambda waiting=waiting: waiting.window(options.seconds)  # type: ignore[misc]
+            turns[entrant] = functools.partial(waiting.window, options.seconds)
         for window in range(options.windows):
             for entrant in list(turns)[:: -1 if window % 2 else 1]:
                 entry = result.entries[entrant]

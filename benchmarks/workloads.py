@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Workload:
     ours: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {OURS: (), UNWATCHED: _WATCHING_NOTHING})
 
 
-def _language_model(vocabulary: int, num_parameters: int, batch_size: int = 8, steps_per_call: int = 20, **fields: object) -> Workload:
+def _language_model(vocabulary: int, num_parameters: int, batch_size: int = 8, steps_per_call: int = 20, **fields: Any) -> Workload:
     return Workload(
         title=f"language model, width 128, 2 layers, {WORDS_LENGTH} tokens, vocabulary {vocabulary}, batch {batch_size}",
         model="transformer",
@@ -76,7 +77,7 @@ def _language_model(vocabulary: int, num_parameters: int, batch_size: int = 8, s
         num_parameters=num_parameters,
         steps_per_call=steps_per_call,
         vocabulary=vocabulary,
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 
