@@ -277,6 +277,7 @@ def test_a_model_that_takes_no_single_example(train):
     with pytest.raises(DataError, match=r"does not take one example, .*calling Fours\.call\(\)\. .*[Rr]eshape") as caught:
         train("loss=right", "model=fours")
     assert str(caught.value).isprintable()
+    assert "{{" not in str(caught.value)
 
 
 @pytest.mark.slow
